@@ -1,0 +1,143 @@
+"""What a flow asks its driver for, and what it is sent back.
+
+A flow is a generator: it yields one of these frozen messages, the driver does what it says and
+sends the answer in. Law: a message says everything the driver needs; the driver decides nothing.
+
+=============== ==================================================== ============================
+message         what the driver does                                 what it sends back
+=============== ==================================================== ============================
+``Send``        sends one request, feeds the body to a receiver      ``Reply`` or ``Lost``
+``Wait``        sleeps                                               ``None``
+``Now``         reads the wall clock                                 epoch seconds, float
+``Exclusive``   runs another flow while it holds the session's lock  that flow's value
+``Report``      hands a status to whoever watches                    ``None``
+``Conceal``     tells the log masker about a secret                  ``None``
+=============== ==================================================== ============================
+
+What ``Exclusive``'s flow raises is thrown into the flow that asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+from airflow_mlbatch.protocol.routes import Route
+
+__all__ = [
+    "Conceal",
+    "Exclusive",
+    "Flow",
+    "Lost",
+    "Message",
+    "Now",
+    "Reply",
+    "Report",
+    "Send",
+    "Sink",
+    "Wait",
+]
+
+KIB = 1024
+MIB = 1024 * KIB
+
+T = TypeVar("T")
+
+
+class Sink(Protocol):
+    """Takes the body of a successful reply piece by piece, so that nobody holds it whole."""
+
+    def feed(self, data: bytes) -> bool:
+        """Take the next piece; true means that the rest is not wanted and the line may be dropped."""
+
+    def close(self) -> None:
+        """The body is complete: the last piece was fed. Not called when reading stopped early."""
+
+
+@dataclass(frozen=True)
+class Send:
+    """One request.
+
+    :param route: the row of the table of routes
+    :param target: path and query below the endpoint, quoted, or an absolute URL after a redirect
+    :param headers: names in lower case
+    :param body: what to send, or ``None``
+    :param open_sink: called when a successful reply begins; without it the body is collected
+    :param max_body: most bytes of body to accept, counted after unpacking
+    :param seconds: most time for the whole exchange, body included; ``None`` for no limit
+    """
+
+    route: Route
+    target: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: bytes | None = field(default=None, repr=False)
+    open_sink: Callable[[], Sink] | None = None
+    max_body: int = 64 * MIB
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply that arrived whole, or whose rest was not wanted.
+
+    :param status: HTTP status
+    :param headers: names in lower case
+    :param body: the collected body; empty where a sink took it
+    :param sink: the sink that took it
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(default=b"", repr=False)
+    sink: Any = None
+
+
+@dataclass(frozen=True)
+class Lost:
+    """No whole reply arrived.
+
+    :param reason: why, in the words of the network library
+    :param was_sent: whether the server may have seen the request; false where no connection came up
+    """
+
+    reason: str
+    was_sent: bool = True
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Sleep for so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Now:
+    """Read the wall clock: seconds since the epoch, comparable between machines."""
+
+
+@dataclass(frozen=True)
+class Exclusive:
+    """Run a flow while no other flow of this session runs one: a login, a renewal."""
+
+    flow: Flow[Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Tell whoever watches how far a batch is, or why the last poll did not say."""
+
+    status: Any = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Conceal:
+    """A token has arrived that no log may show."""
+
+    secret: str = field(repr=False)
+
+
+Message: TypeAlias = Send | Wait | Now | Exclusive | Report | Conceal
+Flow: TypeAlias = Generator[Message, Any, T]

@@ -1,0 +1,455 @@
+"""Batch results: the status of an execution and the outcome of each record, read and written.
+
+A finished batch of a million records answers with some 120 MB in one document, so nothing here
+needs the whole of it: a :class:`StatusSink` stops as soon as the state and the counts are known, a
+:class:`ResultsSink` hands on blocks of records while the bytes arrive.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from airflow_mlbatch.errors import ContractError
+from airflow_mlbatch.protocol.documents import document, lower_keys
+from airflow_mlbatch.protocol.scan import BatchScanner
+from airflow_mlbatch.protocol.services import Parameter
+from airflow_mlbatch.protocol.states import BatchState
+from airflow_mlbatch.protocol.values import Misfit, TypeName, from_wire
+
+__all__ = [
+    "BatchResults",
+    "BatchStatus",
+    "RecordBlock",
+    "RecordResult",
+    "ResultsSink",
+    "StatusSink",
+    "batch_document",
+    "read_record_result",
+    "write_record_result",
+]
+
+
+@dataclass(frozen=True)
+class BatchStatus:
+    """How far an execution is.
+
+    :param state: see :class:`BatchState`
+    :param completed_item_count: records scored so far, failed ones included
+    :param total_item_count: records in the batch
+    """
+
+    state: BatchState
+    completed_item_count: int = 0
+    total_item_count: int = 0
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether it will never change again."""
+        return self.state.is_terminal
+
+    def __str__(self) -> str:
+        done, total = self.completed_item_count, self.total_item_count
+        share = f", {100 * done // total} %" if total else ""
+        return f"{done:,} of {total:,} records{share}"
+
+
+@dataclass(frozen=True)
+class RecordResult:
+    """The outcome of one record.
+
+    :param index: zero-based place of the record in the batch
+    :param success: whether the service scored it
+    :param outputs: output parameters by name, as Python values of their declared types
+    :param error: the server's message when it failed, otherwise ``None``
+    :param console_output: what the service printed
+    :param artifacts: names of the files it left, to be fetched from the server
+    :param files: contents of files that came inside the result, by name
+    """
+
+    index: int
+    success: bool
+    outputs: Mapping[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    console_output: str = ""
+    artifacts: tuple[str, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class RecordBlock:
+    """Some consecutive records in columns; every list has one element for each record.
+
+    :param first_index: zero-based place of the first record in the batch
+    :param outputs: declared outputs by name, ``None`` where a record has none
+    :param extra_outputs: for each record what the service returned beyond its declaration
+    """
+
+    first_index: int
+    success: list[bool]
+    errors: list[str | None]
+    outputs: dict[str, list[Any]]
+    extra_outputs: list[Mapping[str, Any]]
+    console_output: list[str]
+    artifacts: list[tuple[str, ...]]
+    files: list[Mapping[str, bytes]]
+
+    def __len__(self) -> int:
+        return len(self.success)
+
+    def __iter__(self) -> Iterator[RecordResult]:
+        for place, success in enumerate(self.success):
+            outputs = {name: column[place] for name, column in self.outputs.items()}
+            yield RecordResult(
+                index=self.first_index + place,
+                success=success,
+                outputs={**outputs, **self.extra_outputs[place]},
+                error=self.errors[place],
+                console_output=self.console_output[place],
+                artifacts=self.artifacts[place],
+                files=self.files[place],
+            )
+
+
+@dataclass(frozen=True)
+class BatchResults:
+    """State, counts and records of an execution; iterates over its records in input order.
+
+    Partial results of a running batch are what the server had, in its order.
+    """
+
+    status: BatchStatus
+    records: tuple[RecordResult, ...]
+
+    @property
+    def state(self) -> BatchState:
+        """See :class:`BatchState`."""
+        return self.status.state
+
+    @property
+    def completed_item_count(self) -> int:
+        """Records scored so far, failed ones included."""
+        return self.status.completed_item_count
+
+    @property
+    def total_item_count(self) -> int:
+        """Records in the batch."""
+        return self.status.total_item_count
+
+    def __iter__(self) -> Iterator[RecordResult]:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> RecordResult:
+        return self.records[index]
+
+
+# --- reading a status ----------------------------------------------------------------------------
+
+_STATUS_KEYS = ("state", "completedItemCount", "totalItemCount")
+
+
+def _read_status(found: Mapping[str, Any], result_count: int = 0) -> BatchStatus:
+    if "state" not in found:
+        raise ContractError("batch status: found no state")
+    state = BatchState.parse(found["state"])
+    counts = []
+    for key in _STATUS_KEYS[1:]:
+        value = found.get(key)
+        if value is None:
+            value = result_count
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ContractError(f"batch status, {key}: found {value!r:.80}, expected a count")
+        counts.append(value)
+    return BatchStatus(state, *counts)
+
+
+class StatusSink:
+    """Reads a batch document no further than its state and counts."""
+
+    def __init__(self) -> None:
+        self._scanner = BatchScanner(take_items=None)
+        self.bytes_read = 0
+
+    def feed(self, data: bytes) -> bool:
+        self.bytes_read += len(data)
+        self._scanner.feed(data)
+        return all(key in self._scanner.fields for key in _STATUS_KEYS)
+
+    def close(self) -> None:
+        self._scanner.close()
+
+    @property
+    def status(self) -> BatchStatus:
+        """:raises ContractError: there is no state, or a count is none"""
+        return _read_status(self._scanner.fields)
+
+
+# --- reading results -----------------------------------------------------------------------------
+
+
+class ResultsSink:
+    """Reads a batch document and hands on its records in blocks, in input order.
+
+    :param outputs: the declared outputs; ``None`` takes every value as it came
+    :param take: called with each block
+    """
+
+    def __init__(
+        self, outputs: Sequence[Parameter] | None, take: Callable[[RecordBlock], None]
+    ) -> None:
+        self._decoder = _BlockDecoder(outputs)
+        self._take = take
+        self._scanner = BatchScanner(take_items=self._take_items)
+        self.count = 0
+
+    def feed(self, data: bytes) -> bool:
+        self._scanner.feed(data)
+        return False
+
+    def close(self) -> None:
+        self._scanner.close()
+
+    @property
+    def status(self) -> BatchStatus:
+        """Known once the document is complete; counts that the server left out are those found."""
+        return _read_status(self._scanner.fields, self.count)
+
+    def _take_items(self, items: bytes) -> None:
+        block = self._decoder.decode(items, self.count)
+        self.count += len(block)
+        self._take(block)
+
+
+_WIRE_KEYS = {
+    "success",
+    "errorMessage",
+    "consoleOutput",
+    "changedFiles",
+    "outputParameters",
+    "outputFiles",
+}
+# Spelled the other way: a block that holds one of these takes the slow road.
+_PASCAL_KEYS = [f'"{key[0].upper()}{key[1:]}"'.encode() for key in sorted(_WIRE_KEYS)]
+
+_WIRE_TYPES: dict[TypeName, Any] = {
+    "logical": bool | None,
+    "integer": int | None,
+    "numeric": float | None,
+    "character": str | None,
+    "vector": list[Any] | None,
+    "matrix": list[list[Any]] | None,
+    "data.frame": dict[str, list[Any]] | None,
+}
+_NESTED = ("vector", "matrix", "data.frame")
+
+
+class _BlockDecoder:
+    """Turns the text of consecutive records into a :class:`RecordBlock`.
+
+    The straight road decodes into classes made for the declared outputs, which checks the types on
+    the way; whatever does not fit there (another spelling, boxed scalars, undeclared outputs, an
+    error that wants its record named) goes record by record.
+    """
+
+    def __init__(self, outputs: Sequence[Parameter] | None) -> None:
+        self._outputs = outputs
+        self._fast = None if outputs is None else _typed_decoder(outputs)
+
+    def decode(self, items: bytes, first_index: int) -> RecordBlock:
+        """:raises msgspec.DecodeError: the text is not whole records (the caller cut it wrongly)"""
+        if self._fast is not None and not any(key in items for key in _PASCAL_KEYS):
+            try:
+                return self._from_typed(self._fast.decode(items), first_index)
+            except msgspec.ValidationError:
+                pass
+        found = msgspec.json.decode(items)
+        records = [
+            _read_record(item, self._outputs, first_index + place)
+            for place, item in enumerate(found)
+        ]
+        return self._from_records(records, first_index)
+
+    def _from_typed(self, rows: list[Any], first_index: int) -> RecordBlock:
+        none: Mapping[str, Any] = {}
+        outputs: dict[str, list[Any]] = {}
+        for position, parameter in enumerate(self._outputs or ()):
+            name = f"f{position}"
+            column = [getattr(row.outputs, name, None) for row in rows]
+            if parameter.type in _NESTED:
+                column = _checked_column(parameter, column, first_index)
+            outputs[parameter.name] = column
+        return RecordBlock(
+            first_index=first_index,
+            success=[row.success for row in rows],
+            errors=[None if row.success else row.error or _NO_MESSAGE for row in rows],
+            outputs=outputs,
+            extra_outputs=[none] * len(rows),
+            console_output=[row.console or "" for row in rows],
+            artifacts=[tuple(row.changed) if row.changed else () for row in rows],
+            files=[none] * len(rows),
+        )
+
+    def _from_records(self, records: list[RecordResult], first_index: int) -> RecordBlock:
+        names = [parameter.name for parameter in self._outputs or ()]
+        return RecordBlock(
+            first_index=first_index,
+            success=[record.success for record in records],
+            errors=[record.error for record in records],
+            outputs={name: [record.outputs.get(name) for record in records] for name in names},
+            extra_outputs=[
+                {key: value for key, value in record.outputs.items() if key not in names}
+                for record in records
+            ],
+            console_output=[record.console_output for record in records],
+            artifacts=[record.artifacts for record in records],
+            files=[record.files for record in records],
+        )
+
+
+_NO_MESSAGE = "the server gave no message"
+
+
+def _typed_decoder(outputs: Sequence[Parameter]) -> msgspec.json.Decoder[Any]:
+    fields = [(f"f{place}", _WIRE_TYPES[out.type], None) for place, out in enumerate(outputs)]
+    outputs_class = msgspec.defstruct(
+        "Outputs",
+        fields,
+        rename={f"f{place}": out.name for place, out in enumerate(outputs)},
+        forbid_unknown_fields=True,
+        gc=False,
+    )
+    record_class = msgspec.defstruct(
+        "Record",
+        [
+            ("success", bool),
+            ("error", str | None, None),
+            ("console", str | None, None),
+            ("changed", list[str] | None, None),
+            ("outputs", outputs_class | None, None),
+            # Declared so narrowly that a record with files in it goes the slow road.
+            ("files", dict[str, None] | None, None),
+        ],
+        rename={
+            "error": "errorMessage",
+            "console": "consoleOutput",
+            "changed": "changedFiles",
+            "outputs": "outputParameters",
+            "files": "outputFiles",
+        },
+        gc=False,
+    )
+    return msgspec.json.Decoder(list[record_class])  # type: ignore[valid-type]
+
+
+def _checked_column(parameter: Parameter, column: list[Any], first_index: int) -> list[Any]:
+    try:
+        for place, value in enumerate(column):
+            from_wire(parameter.type, value)
+    except Misfit as misfit:
+        raise _wrong_output(first_index + place, parameter.name, misfit) from None
+    return column
+
+
+def _wrong_output(index: int, name: str, misfit: Misfit) -> ContractError:
+    return ContractError(f"result of record {index}, output {name!r}: {misfit}")
+
+
+def _read_record(item: Any, outputs: Sequence[Parameter] | None, index: int) -> RecordResult:
+    if not isinstance(item, Mapping):
+        raise ContractError(f"result of record {index}: found {item!r:.80}, expected an object")
+    found = lower_keys(item)
+    values = dict(found.get("outputParameters") or {})
+    for parameter in outputs or ():
+        try:
+            values[parameter.name] = from_wire(parameter.type, values.get(parameter.name))
+        except Misfit as misfit:
+            raise _wrong_output(index, parameter.name, misfit) from None
+    message = str(found.get("errorMessage") or "")
+    success = found.get("success")
+    if not isinstance(success, bool):
+        success = not message
+    files = _read_files(found.get("outputFiles"), index)
+    names = [str(name) for name in found.get("changedFiles") or ()]
+    return RecordResult(
+        index=index,
+        success=success,
+        outputs=values,
+        error=None if success else message or _NO_MESSAGE,
+        console_output=str(found.get("consoleOutput") or ""),
+        artifacts=tuple(dict.fromkeys([*names, *files])),
+        files=files,
+    )
+
+
+def _read_files(found: Any, index: int) -> dict[str, bytes]:
+    if not found:
+        return {}
+    if not isinstance(found, Mapping):
+        raise ContractError(f"result of record {index}, outputFiles: expected an object")
+    try:
+        return {
+            str(name): base64.b64decode(text or "", validate=True) for name, text in found.items()
+        }
+    except (binascii.Error, ValueError, TypeError):
+        raise ContractError(f"result of record {index}, outputFiles: expected base64") from None
+
+
+def read_record_result(
+    body: bytes, outputs: Sequence[Parameter] | None = None, index: int = 0
+) -> RecordResult:
+    """Read the reply to a request/response call.
+
+    :raises ContractError: it is no such reply
+    """
+    return _read_record(document(body, "result"), outputs, index)
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def write_record_result(
+    *,
+    success: bool,
+    outputs: Mapping[str, Any],
+    error: str = "",
+    console_output: str = "",
+    changed_files: Sequence[str] = (),
+) -> bytes:
+    """The outcome of one record as a server sends it; ``outputs`` are JSON values already."""
+    return msgspec.json.encode(
+        {
+            "success": success,
+            "errorMessage": error,
+            "consoleOutput": console_output,
+            "changedFiles": list(changed_files),
+            "outputParameters": outputs,
+        }
+    )
+
+
+def batch_document(status: BatchStatus, results: Iterable[bytes]) -> Iterator[bytes]:
+    """A batch document piece by piece: state and counts first, so that a poll can stop early.
+
+    :param results: outcomes of consecutive records, each from :func:`write_record_result`
+    """
+    head = msgspec.json.encode(
+        {
+            "state": status.state.value,
+            "completedItemCount": status.completed_item_count,
+            "totalItemCount": status.total_item_count,
+        }
+    )
+    yield head[:-1] + b',"batchExecutionResults":['
+    separator = b""
+    for result in results:
+        yield separator + result
+        separator = b","
+    yield b"]}"

@@ -1,0 +1,180 @@
+"""Every verb and path of the API in one table.
+
+Law: no other module spells a path. The client fills the templates, the server matches against them.
+
+Sources: the vendor's core Swagger document (login, services, status) and the Swagger document of a
+published service (consumption and batches).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from urllib.parse import quote, unquote
+
+from airflow_mlbatch.errors import InputError
+
+__all__ = ["ROUTES", "Missing", "Route", "match"]
+
+
+class Missing(Enum):
+    """What a 404 from a route most likely means; the message decides where it says more."""
+
+    NOTHING = "resource"
+    SERVICE = "web service"
+    EXECUTION = "execution"
+    ARTIFACT = "file"
+
+
+@dataclass(frozen=True)
+class Route:
+    """One row of the API.
+
+    :param name: the operation id of the Swagger documents
+    :param method: HTTP verb
+    :param template: path below the endpoint, with ``{placeholders}`` for whole segments
+    :param success: the status that means success
+    :param is_repeatable: whether a request may be sent again after a lost line. True for what
+        changes nothing or leaves the same end (GET, DELETE, login); false where a second request
+        could do the work twice.
+    :param is_open: whether it works without a token
+    :param missing: what is not there when it answers 404
+    """
+
+    name: str
+    method: str
+    template: str
+    success: int = 200
+    is_repeatable: bool = True
+    is_open: bool = False
+    missing: Missing = Missing.NOTHING
+
+    def path(self, **values: str | int) -> str:
+        """Fill the template, each value quoted as one segment.
+
+        :raises InputError: for a value that cannot be a path segment (empty, ``.`` or ``..``)
+        """
+        return self.template.format_map({key: _segment(key, value) for key, value in values.items()})
+
+    def match(self, method: str, raw_path: str) -> dict[str, str] | None:
+        """Read the placeholders out of a still quoted path; ``None`` when this is another route."""
+        if method != self.method:
+            return None
+        return self.match_path(raw_path)
+
+    def match_path(self, raw_path: str) -> dict[str, str] | None:
+        """Read the placeholders whatever the verb."""
+        wanted, found = self.template.split("/"), raw_path.split("/")
+        if len(wanted) != len(found):
+            return None
+        values: dict[str, str] = {}
+        for want, have in zip(wanted, found, strict=True):
+            if want.startswith("{"):
+                if not have:
+                    return None
+                values[want[1:-1]] = unquote(have)
+            elif want != have:
+                return None
+        return values
+
+
+def _segment(key: str, value: str | int) -> str:
+    text = str(value)
+    # HTTP clients fold "." and ".." into the path, quoted or not: such a name cannot be asked for.
+    if text in ("", ".", ".."):
+        raise InputError(f"{key}: found {text!r}, expected a name that can stand in a URL")
+    try:
+        return quote(text, safe="")
+    except UnicodeEncodeError:
+        raise InputError(f"{key}: found {text!r}, expected valid Unicode text") from None
+
+
+LOGIN = Route("login", "POST", "/login", is_open=True)
+# Not repeatable: the first renewal, even if its reply was lost, has killed the refresh token.
+RENEW = Route("renewToken", "POST", "/login/refreshToken", is_repeatable=False, is_open=True)
+REVOKE = Route(
+    "revokeRefreshToken", "DELETE", "/login/refreshToken", is_repeatable=False, is_open=True
+)
+STATUS = Route("status", "GET", "/status")
+SERVICES = Route("getAllWebServices", "GET", "/services")
+SERVICE_VERSIONS = Route(
+    "getAllWebServiceVersionsByName", "GET", "/services/{name}", missing=Missing.SERVICE
+)
+SERVICE = Route(
+    "getWebServiceVersion", "GET", "/services/{name}/{version}", missing=Missing.SERVICE
+)
+SWAGGER = Route(
+    "GetWebServiceSwagger",
+    "GET",
+    "/api/{name}/{version}/swagger.json",
+    missing=Missing.SERVICE,
+)
+# Not repeatable: a service may have side effects, and a second run would score a record twice.
+CONSUME = Route(
+    "consume", "POST", "/api/{name}/{version}", is_repeatable=False, missing=Missing.SERVICE
+)
+START_BATCH = Route(
+    "StartBatchExecution",
+    "POST",
+    "/api/{name}/{version}/batch",
+    success=202,
+    is_repeatable=False,
+    missing=Missing.SERVICE,
+)
+BATCHES = Route("GetBatchExecutions", "GET", "/api/{name}/{version}/batch", missing=Missing.SERVICE)
+BATCH = Route(
+    "GetBatchExecutionStatus",
+    "GET",
+    "/api/{name}/{version}/batch/{executionId}",
+    missing=Missing.EXECUTION,
+)
+CANCEL_BATCH = Route(
+    "CancelAndDeleteBatchExecution",
+    "DELETE",
+    "/api/{name}/{version}/batch/{executionId}",
+    missing=Missing.EXECUTION,
+)
+FILES = Route(
+    "GetBatchExecutionFiles",
+    "GET",
+    "/api/{name}/{version}/batch/{executionId}/{index}/files",
+    missing=Missing.EXECUTION,
+)
+FILE = Route(
+    "GetBatchExecutionFile",
+    "GET",
+    "/api/{name}/{version}/batch/{executionId}/{index}/files/{fileName}",
+    missing=Missing.ARTIFACT,
+)
+
+ROUTES: tuple[Route, ...] = (
+    LOGIN,
+    RENEW,
+    REVOKE,
+    STATUS,
+    SERVICES,
+    SERVICE_VERSIONS,
+    SERVICE,
+    SWAGGER,
+    CONSUME,
+    START_BATCH,
+    BATCHES,
+    BATCH,
+    CANCEL_BATCH,
+    FILES,
+    FILE,
+)
+
+
+def match(method: str, raw_path: str) -> tuple[Route, Mapping[str, str]] | None:
+    """Find the route of a request line, as a server does.
+
+    :param raw_path: the path below the endpoint, still percent-encoded, without the query
+    :return: the route and its unquoted placeholders, or ``None``
+    """
+    for route in ROUTES:
+        values = route.match(method, raw_path)
+        if values is not None:
+            return route, values
+    return None

@@ -1,0 +1,57 @@
+"""Where the server is and how to reach it; the same for both drivers."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+
+from airflow_mlbatch.errors import ConnectionConfigError
+
+__all__ = ["CHUNK", "Endpoint"]
+
+# Bytes read off the line at once; also the most that a poll of a finished batch reads.
+CHUNK = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server.
+
+    :param url: ``http(s)://host:port`` with an optional path prefix, without a closing slash
+    :param verify: whether to check the server's certificate, or the path of a CA bundle
+    :param client_cert: path of a client certificate (PEM)
+    :param client_key: path of its key, where it is not in the same file
+    :param connect_timeout: seconds to wait for a connection
+    :param read_timeout: seconds to wait for the next bytes of a reply
+    """
+
+    url: str
+    verify: bool | str = True
+    client_cert: str | None = None
+    client_key: str | None = None
+    connect_timeout: float = 10.0
+    read_timeout: float = 60.0
+
+    def absolute(self, target: str) -> str:
+        """The URL of a target; one that is absolute already (after a redirect) stays as it is."""
+        return target if target.startswith(("http://", "https://")) else self.url + target
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """What TLS needs to know. Reads files, so it does not belong on an event loop.
+
+        :raises ConnectionConfigError: a certificate cannot be read
+        """
+        try:
+            context = ssl.create_default_context(
+                cafile=self.verify if isinstance(self.verify, str) else None
+            )
+            if self.client_cert:
+                context.load_cert_chain(self.client_cert, self.client_key)
+        except OSError as error:
+            raise ConnectionConfigError(
+                f"verify, client_cert or client_key: cannot read the certificate: {error}"
+            ) from None
+        if self.verify is False:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
