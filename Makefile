@@ -1,0 +1,67 @@
+# `make` lists what there is. Nothing is installed outside of this folder.
+
+VENV  := .venv
+FLOOR := .venv-floor
+BIN   := $(VENV)/bin
+DEV   := demo,test,lint,bench,s3,azure,entra
+
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help demo ui test test-system test-floor check format bench constraints venv clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## score the mtcars table through a real Dag on a real server
+	@$(BIN)/mlbatch demo
+
+ui: $(VENV)/.demo ## open Airflow with the example Dags and a scoring server behind them
+	@$(BIN)/mlbatch ui
+
+test: $(VENV)/.dev ## run the tests that need no Airflow processes
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-system: $(VENV)/.dev ## run the tests with real schedulers, triggerers and workers
+	@$(BIN)/python -m pytest -m system $(ARGS)
+
+test-floor: $(FLOOR)/.ready ## run the tests with the oldest Airflow that is supported
+	@$(FLOOR)/bin/python -m pytest tests/test_packaging.py $(wildcard tests/provider) $(ARGS)
+
+check: $(VENV)/.dev ## formatting, lint, types, which room imports which, changelog
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python scripts/check_changelog.py
+
+format: $(VENV)/.dev ## format the code and mend what lint can mend
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev ## measure, and write the table in benchmarks/README.md
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+constraints: $(VENV)/.dev ## resolve all dependencies anew and write constraints*.txt
+	@command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv
+	@PATH="$$PATH:$(CURDIR)/$(BIN)" scripts/constraints
+
+venv: $(VENV)/.dev ## install everything that developing needs into .venv
+
+# A stamp is touched once its extras are in; `make demo` installs no more than the demo needs.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	@scripts/venv $(VENV) demo constraints.txt
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	@scripts/venv $(VENV) $(DEV) constraints.txt
+	@touch $(VENV)/.demo $@
+
+$(FLOOR)/.ready: pyproject.toml constraints-floor.txt
+	@scripts/venv $(FLOOR) demo,test constraints-floor.txt 12
+	@touch $@
+
+clean: ## remove the virtual environments and what the tools left behind
+	@rm -rf $(VENV) $(FLOOR) build dist .hypothesis .import_linter_cache .mypy_cache \
+		.pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
