@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,8 @@ os.environ.update(
     AIRFLOW_HOME=AIRFLOW_HOME,
     AIRFLOW__CORE__UNIT_TEST_MODE="True",
     AIRFLOW__CORE__LOAD_EXAMPLES="False",
+    # `dag.test()` runs only Dags that Airflow finds in this folder: here, the examples.
+    AIRFLOW__CORE__DAGS_FOLDER=str(Path(__file__).resolve().parent.parent / "dags_examples"),
     AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS="False",
     # The tests' servers listen on this machine: no proxy of the environment comes between.
     NO_PROXY="127.0.0.1,localhost",
