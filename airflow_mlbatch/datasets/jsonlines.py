@@ -1,0 +1,222 @@
+"""JSON Lines: one JSON object on each line; blank lines are no rows.
+
+Law: a value keeps its type. Numbers are never rounded, texts that look like dates stay texts, and a
+column whose values have no one Arrow type is kept as JSON text and says so in its field's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import msgspec
+
+from airflow_mlbatch.errors import DatasetError, RecordError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["JSON_TEXT", "columns_of", "is_json_text", "json_text", "read_lines", "scan_schema"]
+
+# Metadata of an Arrow field whose strings are JSON texts of values of any type.
+JSON_TEXT: dict[bytes, bytes] = {b"mlbatch": b"json"}
+
+_CHUNK = 4 * 1024 * 1024
+_BOM = b"\xef\xbb\xbf"
+
+
+def read_lines(file: BinaryIO, start: int = 0, stop: int | None = None) -> Iterator[list[bytes]]:
+    """Blocks of lines that are not blank: rows ``start`` to ``stop``, and not a line further."""
+    rest, row, is_first = b"", 0, True
+    while stop is None or row < stop:
+        chunk = file.read(_CHUNK)
+        if is_first:
+            chunk, is_first = chunk.removeprefix(_BOM), False
+        whole, rest = _cut(rest + chunk, is_last=not chunk)
+        lines = [line for line in whole.splitlines() if line and not line.isspace()]
+        wanted = lines[max(0, start - row) : None if stop is None else stop - row]
+        row += len(lines)
+        if wanted:
+            yield wanted
+        if not chunk:
+            return
+
+
+def _cut(data: bytes, is_last: bool) -> tuple[bytes, bytes]:
+    if is_last:
+        return data, b""
+    # A lone carriage return ends no line here: it may be the first half of CR LF.
+    end = data.rfind(b"\n") + 1
+    return data[:end], data[end:]
+
+
+def columns_of(
+    lines: Sequence[bytes], names: Sequence[str], where: str, first_row: int
+) -> dict[str, list[Any]]:
+    """The values of some keys, ``UNSET`` where a line has no such key.
+
+    :raises DatasetError: a line that is no JSON object, with its row
+    """
+    fields = [(f"f{place}", Any, msgspec.UNSET) for place in range(len(names))]
+    rename = {f"f{place}": name for place, name in enumerate(names)}
+    row_class = msgspec.defstruct("Row", fields, rename=rename, gc=False)
+    rows = _decode(msgspec.json.Decoder(row_class), lines, where, first_row)
+    return {name: [getattr(row, f"f{place}") for row in rows] for place, name in enumerate(names)}
+
+
+def missing_key(
+    name: str, field: str, lines: Sequence[bytes], place: int, where: str, first_row: int
+) -> RecordError:
+    """The error for a line without a wanted key."""
+    there = (
+        ", ".join(repr(key) for key in list(msgspec.json.decode(lines[place]))[:30]) or "nothing"
+    )
+    found = f"no such column (there are: {there})"
+    return RecordError(f"{where}, row {first_row + place}", field, found, f"a column {name!r}")
+
+
+def _decode(
+    decoder: msgspec.json.Decoder[Any], lines: Sequence[bytes], where: str, first_row: int
+) -> list[Any]:
+    rows = []
+    for place, line in enumerate(lines):
+        try:
+            rows.append(decoder.decode(line))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise DatasetError(
+                f"{where}, row {first_row + place}: found {line!r:.120}, "
+                f"expected a JSON object ({error})"
+            ) from None
+    return rows
+
+
+# --- types of whole columns ----------------------------------------------------------------------
+
+
+class _Column:
+    """What is known of a column's type; ``None`` once its values have no one type."""
+
+    def __init__(self) -> None:
+        import pyarrow as pa
+
+        self.type: pa.DataType | None = pa.null()
+
+    def take(self, values: list[Any]) -> None:
+        if self.type is not None:
+            found = _type_of(values)
+            self.type = None if found is None else unify(self.type, found)
+
+
+def scan_schema(
+    blocks: Iterator[list[bytes]], where: str, first_row: int, only: Sequence[str] | None
+) -> pa.Schema:
+    """The columns of a whole file in the order in which they first appear, each with a type.
+
+    :param only: look at these columns only
+    """
+    import pyarrow as pa
+
+    columns: dict[str, _Column] = {name: _Column() for name in only or ()}
+    decoder = msgspec.json.Decoder(dict[str, Any])
+    for lines in blocks:
+        rows = _decode(decoder, lines, where, first_row)
+        first_row += len(lines)
+        if only is None:
+            for row in rows:
+                for name in row:
+                    if name not in columns:
+                        columns[name] = _Column()
+        for name, column in columns.items():
+            column.take([row.get(name) for row in rows])
+    return pa.schema(
+        [
+            pa.field(name, pa.string(), metadata=JSON_TEXT)
+            if column.type is None
+            else pa.field(name, column.type)
+            for name, column in columns.items()
+        ]
+    )
+
+
+def is_json_text(field: pa.Field) -> bool:
+    """Whether a column holds JSON texts rather than texts."""
+    return (field.metadata or {}).get(b"mlbatch") == b"json"
+
+
+def json_text(value: Any) -> str | None:
+    """A value as JSON text, ``None`` for null."""
+    if value is None:
+        return None
+    try:
+        return msgspec.json.encode(value).decode()
+    except OverflowError:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def to_arrow(values: list[Any], field: pa.Field, where: str) -> pa.Array:
+    """Decoded values as an Arrow column of a scanned type.
+
+    :raises DatasetError: names the column
+    """
+    import pyarrow as pa
+
+    if is_json_text(field):
+        return pa.array([json_text(value) for value in values], pa.string())
+    try:
+        return pa.array(values, field.type)
+    except (pa.ArrowException, OverflowError, ValueError, TypeError) as error:
+        raise DatasetError(
+            f"{where}, column {field.name!r}: found values that no one type holds ({error}), "
+            "expected values of one type; leave the column out"
+        ) from None
+
+
+def _type_of(values: list[Any]) -> pa.DataType | None:
+    import pyarrow as pa
+
+    try:
+        kind = pa.array(values).type
+    except (pa.ArrowException, OverflowError, ValueError, TypeError):
+        return None
+    return kind if not pa.types.is_nested(kind) or _is_uniform(values) else None
+
+
+def _is_uniform(values: Sequence[Any]) -> bool:
+    """Whether all objects at one place have the same keys: Arrow would add the missing ones."""
+    keys: set[tuple[str, ...]] = set()
+    inner: dict[Any, list[Any]] = {}
+    for value in values:
+        if isinstance(value, Mapping):
+            keys.add(tuple(value))
+            for key, item in value.items():
+                inner.setdefault(key, []).append(item)
+        elif isinstance(value, list):
+            inner.setdefault(None, []).extend(value)
+    return len(keys) <= 1 and () not in keys and all(map(_is_uniform, inner.values()))
+
+
+def unify(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
+    """The type that holds the values of both unchanged, ``None`` when there is none."""
+    import pyarrow as pa
+
+    if first == second or pa.types.is_null(second):
+        return first
+    if pa.types.is_null(first):
+        return second
+    if {first, second} == {pa.int64(), pa.float64()}:
+        return pa.float64()
+    if pa.types.is_list(first) and pa.types.is_list(second):
+        item = unify(first.value_type, second.value_type)
+        return None if item is None else pa.list_(item)
+    if pa.types.is_struct(first) and pa.types.is_struct(second):
+        pairs = [(first.field(place), second.field(place)) for place in range(first.num_fields)]
+        if [one.name for one, _ in pairs] != [field.name for field in second]:
+            return None
+        items = [unify(one.type, other.type) for one, other in pairs]
+        if any(item is None for item in items):
+            return None
+        return pa.struct(
+            [pa.field(one.name, item) for (one, _), item in zip(pairs, items, strict=True)]
+        )
+    return None

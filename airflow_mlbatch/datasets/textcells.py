@@ -1,0 +1,191 @@
+"""CSV and TSV as record batches of text: every cell exactly as it stands, never guessed at.
+
+Law: an unquoted empty cell is null and ``""`` is the empty text, so that the two stay apart; no
+column gets another type than text, so that ``007`` stays ``007``.
+
+The dialect is RFC 4180: quotes are doubled inside quotes, a quoted cell may hold line ends, the
+first line names the columns. UTF-8, with or without byte order mark. Blank lines are skipped, except
+in a table of one column, where a blank line is a row whose only cell is empty.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from airflow_mlbatch.errors import DatasetError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["read_header", "read_text_cells"]
+
+_MIB = 1024 * 1024
+_BLOCK = 4 * _MIB
+# A cell can hold a whole data.frame as JSON: a block grows up to this when a row does not fit in.
+_LARGEST_BLOCK = 512 * _MIB
+
+
+def read_header(file: BinaryIO, delimiter: str, where: str) -> tuple[list[str], bool]:
+    """Names of the columns, and whether anything follows them.
+
+    :raises DatasetError: the file is empty, is not UTF-8, or has two columns of one name
+    """
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    try:
+        lines = csv.reader(text, delimiter=delimiter, strict=True)
+        header = next((line for line in lines if line), None)
+        has_rows = text.read(1) != ""
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"{where}, header: found {error.object[:40]!r}, expected UTF-8"
+        ) from None
+    except csv.Error as error:
+        raise DatasetError(f"{where}, header: found no line of column names ({error})") from None
+    finally:
+        text.detach()
+    if header is None:
+        raise DatasetError(f"{where}: found an empty file, expected a line of column names")
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DatasetError(
+            f"{where}, header: found {', '.join(map(repr, twice))} more than once, "
+            "expected each column name once"
+        )
+    return header, has_rows
+
+
+def read_text_cells(
+    file: BinaryIO,
+    header: Sequence[str],
+    columns: Sequence[str],
+    *,
+    delimiter: str,
+    where: str,
+    start: int = 0,
+) -> Iterator[pa.RecordBatch]:
+    """Batches of text columns from row ``start`` on, in table order.
+
+    :param file: seekable, at its beginning
+    :param header: from :func:`read_header`, not empty
+    :param columns: those to read, at least one
+    :raises DatasetError: a row with too few or too many cells, or bytes that are not UTF-8, with
+        the row's index
+    """
+    import pyarrow as pa
+
+    block, row = _BLOCK, start
+    while True:
+        reader = _Rows(file, header, columns, delimiter, block, row)
+        try:
+            for batch in reader:
+                _check_unicode(batch, where, row)
+                yield batch
+                row += batch.num_rows
+        except pa.ArrowInvalid as error:
+            if "straddling object" not in str(error) or block >= _LARGEST_BLOCK:
+                raise DatasetError(f"{where}, {reader.explain(row, error)}") from None
+            block *= 8
+            file.seek(0)
+        else:
+            return
+
+
+class _Rows:
+    """One pass of Arrow's reader over the file."""
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        header: Sequence[str],
+        columns: Sequence[str],
+        delimiter: str,
+        block: int,
+        skipped: int,
+    ) -> None:
+        self._file, self._skipped, self._columns = file, skipped, list(columns)
+        self._bad_row: Any = None
+        self._header = list(header)
+        self._delimiter, self._block = delimiter, block
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        import pyarrow as pa
+        import pyarrow.csv as arrow_csv
+
+        reader = arrow_csv.open_csv(
+            pa.PythonFile(_Unclosed(self._file), "r"),
+            # One thread: the file belongs to this one, and rows keep their numbers.
+            read_options=arrow_csv.ReadOptions(
+                use_threads=False, block_size=self._block, skip_rows_after_names=self._skipped
+            ),
+            parse_options=arrow_csv.ParseOptions(
+                delimiter=self._delimiter,
+                newlines_in_values=True,
+                ignore_empty_lines=len(self._header) > 1,
+                invalid_row_handler=self._take_bad_row,
+            ),
+            convert_options=arrow_csv.ConvertOptions(
+                include_columns=self._columns,
+                column_types=dict.fromkeys(self._columns, pa.string()),
+                null_values=[""],
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=False,
+                check_utf8=False,
+            ),
+        )
+        try:
+            while True:
+                try:
+                    yield reader.read_next_batch()
+                except StopIteration:
+                    return
+        finally:
+            reader.close()
+
+    def _take_bad_row(self, row: Any) -> str:
+        self._bad_row = row
+        return "error"
+
+    def explain(self, row: int, error: Exception) -> str:
+        bad = self._bad_row
+        if bad is None:
+            return f"after row {row}: {error}"
+        # Arrow counts the header as row 1.
+        index = "a row" if bad.number is None else f"row {bad.number - 2}"
+        return (
+            f"{index}: found {bad.actual_columns} cells ({bad.text!r:.120}), "
+            f"expected {bad.expected_columns}"
+        )
+
+
+class _Unclosed(io.RawIOBase):
+    """Lends a file to Arrow, which closes what it is given."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+
+def _check_unicode(batch: pa.RecordBatch, where: str, first_row: int) -> None:
+    import pyarrow as pa
+
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid:
+            for place, cell in enumerate(column.cast(pa.binary())):
+                raw = cell.as_py() or b""
+                try:
+                    raw.decode()
+                except UnicodeDecodeError:
+                    raise DatasetError(
+                        f"{where}, row {first_row + place}, column {name!r}: "
+                        f"found {raw!r:.80}, expected UTF-8"
+                    ) from None

@@ -1,0 +1,393 @@
+"""Tables out: Parquet, CSV, TSV and JSON Lines, batch by batch, in place when complete.
+
+Law: memory depends on the batch; the file appears whole or not at all
+(:mod:`airflow_mlbatch.datasets.staging`); a value that the format cannot hold is refused with the
+name of its column, never bent.
+
+What text formats cannot say is written so:
+
+=================== ============================= =============================================
+value               CSV and TSV                   JSON Lines
+=================== ============================= =============================================
+missing             an empty cell, unquoted       ``null``
+empty text          ``""``                        ``""``
+NaN                 ``nan``                       ``null`` (a missing value)
+infinity            ``inf``                       refused: JSON has none
+date, time, decimal text as Arrow prints it       the same text
+list, struct        JSON text                     JSON
+bytes, map          refused                       refused
+=================== ============================= =============================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+from airflow_mlbatch.datasets.casting import objects
+from airflow_mlbatch.datasets.formats import TableFormat, table_format
+from airflow_mlbatch.datasets.jsonlines import is_json_text, json_text
+from airflow_mlbatch.datasets.locations import StoragePath
+from airflow_mlbatch.datasets.staging import StagedFile, gzip_into
+from airflow_mlbatch.errors import DatasetError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["TableWriter", "WrittenTable", "check_writable", "open_table"]
+
+
+@dataclass(frozen=True)
+class WrittenTable:
+    """A table that is in place.
+
+    :param name: file name
+    :param rows: number of rows
+    :param bytes: size of the file
+    :param sha256: checksum of the file, in hexadecimal digits
+    :param columns: name and type of each column, as Arrow calls the type; ``json`` for JSON text
+    """
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+    columns: tuple[tuple[str, str], ...]
+
+
+class TableWriter:
+    """Takes batches of one schema. After the ``with`` block of :func:`open_table` ``written`` tells
+    what is in place."""
+
+    def __init__(self, path: StoragePath, kind: TableFormat, file: BinaryIO) -> None:
+        self._path, self._kind, self._file = path, kind, file
+        self._sink: _Sink | None = None
+        self._schema: pa.Schema | None = None
+        self.rows = 0
+        self.written: WrittenTable | None = None
+
+    def begin(self, schema: pa.Schema) -> None:
+        """Fix the columns; a table without rows needs it, for others the first batch does it.
+
+        :raises DatasetError: names a column that this format cannot hold
+        """
+        check_writable(schema, self._kind.name, str(self._path.name))
+        self._schema = schema
+        self._sink = _SINKS[self._kind.name](self._file, schema, self._kind)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append a batch.
+
+        :raises DatasetError: its columns are not those of the batches before, or a value has no
+            place in this format
+        """
+        import pyarrow as pa
+
+        if self._sink is None or self._schema is None:
+            self.begin(batch.schema)
+        assert self._sink is not None
+        assert self._schema is not None
+        if batch.schema != self._schema:
+            raise DatasetError(
+                f"{self._path.name}, row {self.rows}: found columns {_told(batch.schema)}, "
+                f"expected {_told(self._schema)} as before"
+            )
+        try:
+            self._sink.write(batch, self.rows)
+        except pa.ArrowException as error:
+            raise DatasetError(f"{self._path.name}, near row {self.rows}: {error}") from None
+        self.rows += batch.num_rows
+
+    def finish(self) -> None:
+        if self._sink is None:
+            raise DatasetError(
+                f"{self._path}: found nothing to write, expected at least the columns"
+            )
+        self._sink.close()
+
+    def abandon(self) -> None:
+        """Let go of a file that will not be put in place."""
+        # Arrow's writers close themselves when they are collected, by then into a closed file.
+        if self._sink is not None:
+            with suppress(Exception):
+                self._sink.close()
+
+    def columns(self) -> tuple[tuple[str, str], ...]:
+        return _columns(self._schema) if self._schema is not None else ()
+
+
+@contextmanager
+def open_table(
+    path: StoragePath,
+    *,
+    format: str | None = None,
+    schema: pa.Schema | None = None,
+    attempt: str | None = None,
+) -> Iterator[TableWriter]:
+    """Write a table; it is in place after the ``with`` block, and nothing is if that raises.
+
+    :param format: where the suffix does not tell it
+    :param schema: needed where there may be no batch at all
+    :param attempt: names this piece of work, the same in each try (dag, task, run, map index), so
+        that a retry removes what its predecessor left
+    """
+    kind = table_format(path, format)
+    staged = StagedFile(path, attempt)
+    with staged as file:
+        if kind.is_gzip:
+            with gzip_into(file) as packed:
+                writer = TableWriter(path, kind, packed)
+                yield from _fill(writer, schema)
+        else:
+            writer = TableWriter(path, kind, file)  # type: ignore[arg-type]
+            yield from _fill(writer, schema)
+    writer.written = WrittenTable(
+        str(path.name), writer.rows, staged.size, staged.sha256, writer.columns()
+    )
+
+
+def _fill(writer: TableWriter, schema: pa.Schema | None) -> Iterator[TableWriter]:
+    if schema is not None:
+        writer.begin(schema)
+    try:
+        yield writer
+    except BaseException:
+        writer.abandon()
+        raise
+    writer.finish()
+
+
+def check_writable(schema: pa.Schema, format: str, where: str) -> None:
+    """Whether a format can hold columns of these types.
+
+    :raises DatasetError: names the columns that it cannot hold
+    """
+    can_hold = _CAN_HOLD[format]
+    refused = [f"{field.name!r} of type {field.type}" for field in schema if not can_hold(field)]
+    if refused:
+        raise DatasetError(
+            f"{where}: found {', '.join(refused)}, which {_FORMAT_TITLES[format]} cannot hold; "
+            "leave it out with keep_columns or choose another format"
+        )
+
+
+_FORMAT_TITLES = {"csv": "CSV", "tsv": "TSV", "jsonl": "JSON Lines", "parquet": "Parquet"}
+
+
+# --- formats -------------------------------------------------------------------------------------
+
+
+class _Sink(Protocol):
+    def write(self, batch: pa.RecordBatch, first_row: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _ParquetSink:
+    def __init__(self, file: BinaryIO, schema: pa.Schema, kind: TableFormat) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+
+        self._writer = parquet.ParquetWriter(pa.PythonFile(file, "w"), schema)
+
+    def write(self, batch: pa.RecordBatch, first_row: int) -> None:
+        self._writer.write_batch(batch)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _TextSink:
+    def __init__(self, file: BinaryIO, schema: pa.Schema, kind: TableFormat) -> None:
+        import pyarrow as pa
+        import pyarrow.csv as arrow_csv
+
+        self._schema = pa.schema([pa.field(field.name, _text_type(field.type)) for field in schema])
+        options = arrow_csv.WriteOptions(delimiter=kind.delimiter)
+        self._writer = arrow_csv.CSVWriter(
+            pa.PythonFile(file, "w"), self._schema, write_options=options
+        )
+
+    def write(self, batch: pa.RecordBatch, first_row: int) -> None:
+        import pyarrow as pa
+
+        arrays = [
+            _text_column(array, field.type)
+            for array, field in zip(batch.columns, self._schema, strict=True)
+        ]
+        self._writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _JsonSink:
+    def __init__(self, file: BinaryIO, schema: pa.Schema, kind: TableFormat) -> None:
+        import msgspec
+
+        self._file, self._schema = file, schema
+        fields = [(f"f{place}", Any) for place in range(len(schema))]
+        names = {f"f{place}": name for place, name in enumerate(schema.names)}
+        self._row = msgspec.defstruct("Row", fields, rename=names, gc=False)
+        self._encoder = msgspec.json.Encoder()
+
+    def write(self, batch: pa.RecordBatch, first_row: int) -> None:
+        columns = [
+            _json_column(array, field, first_row)
+            for array, field in zip(batch.columns, self._schema, strict=True)
+        ]
+        self._file.write(self._encoder.encode_lines(map(self._row, *columns)))
+
+    def close(self) -> None:
+        return None
+
+
+_SINKS: dict[str, Callable[[BinaryIO, Any, TableFormat], _Sink]] = {
+    "parquet": _ParquetSink,
+    "csv": _TextSink,
+    "tsv": _TextSink,
+    "jsonl": _JsonSink,
+}
+
+
+# --- columns -------------------------------------------------------------------------------------
+
+
+def _columns(schema: pa.Schema) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (field.name, "json" if is_json_text(field) else str(field.type)) for field in schema
+    )
+
+
+def _told(schema: pa.Schema) -> str:
+    return ", ".join(f"{name!r} ({kind})" for name, kind in _columns(schema))
+
+
+def _leaves(kind: pa.DataType) -> Iterator[pa.DataType]:
+    """The types at the ends of a nested type; a map and an empty struct are ends themselves."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        yield from _leaves(kind.value_type)
+    elif kind.num_fields and not pa.types.is_map(kind):
+        for place in range(kind.num_fields):
+            yield from _leaves(kind.field(place).type)
+    else:
+        yield kind
+
+
+def _is_sayable(field: pa.Field) -> bool:
+    """Whether every value has a text: no bytes, maps, intervals or extension types."""
+    return all(map(_has_text, _leaves(field.type)))
+
+
+def _has_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    types = pa.types
+    return bool(
+        (types.is_primitive(kind) and not types.is_interval(kind))
+        or types.is_null(kind)
+        or types.is_decimal(kind)
+        or types.is_string(kind)
+        or types.is_large_string(kind)
+        or types.is_string_view(kind)
+    )
+
+
+def _fits_parquet(field: pa.Field) -> bool:
+    """Parquet has no empty structs, unions or intervals; mixed values it could only hold as text."""
+    import pyarrow as pa
+
+    if is_json_text(field) and not is_declared_json(field):
+        return False
+    return not any(
+        pa.types.is_struct(kind) or pa.types.is_union(kind) or pa.types.is_interval(kind)
+        for kind in _leaves(field.type)
+    )
+
+
+def is_declared_json(field: pa.Field) -> bool:
+    """Whether JSON text is what the caller asked for, rather than a way out."""
+    return (field.metadata or {}).get(b"mlbatch.asked") == b"1"
+
+
+_CAN_HOLD: dict[str, Callable[[Any], bool]] = {
+    "parquet": _fits_parquet,
+    "csv": _is_sayable,
+    "tsv": _is_sayable,
+    "jsonl": _is_sayable,
+}
+
+
+def _text_type(kind: pa.DataType) -> pa.DataType:
+    """The type that Arrow's CSV writer is given: its own where it can write it, else text."""
+    import pyarrow as pa
+
+    is_own = pa.types.is_primitive(kind) and not pa.types.is_duration(kind)
+    return kind if is_own and not pa.types.is_float16(kind) else pa.string()
+
+
+def _text_column(array: pa.Array, wanted: pa.DataType) -> pa.Array:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if array.type == wanted:
+        return array
+    if pa.types.is_nested(array.type):
+        return pa.array([json_text(value) for value in _json_values(array, "", 0)], pa.string())
+    return array.cast(wanted)
+
+
+def _json_column(array: pa.Array, field: pa.Field, first_row: int) -> list[Any]:
+    import msgspec
+
+    if is_json_text(field):
+        return [None if text is None else msgspec.Raw(text.encode()) for text in objects(array)]
+    return _json_values(array, field.name, first_row)
+
+
+def _json_values(array: pa.Array, name: str, first_row: int) -> list[Any]:
+    """Values that JSON can carry; dates and decimals as their text."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return _json_values(array.dictionary_decode(), name, first_row)
+    if pa.types.is_floating(kind):
+        endless = pc.is_inf(array.cast(pa.float64())).fill_null(False)
+        if pc.any(endless).as_py():
+            row = first_row + objects(endless).index(True)
+            raise DatasetError(
+                f"row {row}, column {name!r}: found an infinity, which JSON does not have"
+            )
+        return objects(array)
+    if pa.types.is_nested(kind):
+        return _json_nested(array, name, first_row)
+    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+        return objects(array.cast(pa.string()))
+    return objects(array)
+
+
+def _json_nested(array: pa.Array, name: str, first_row: int) -> list[Any]:
+    import pyarrow as pa
+
+    kind, is_valid = array.type, objects(array.is_valid())
+    if pa.types.is_struct(kind):
+        names = [kind.field(place).name for place in range(kind.num_fields)]
+        columns = [_json_values(item, name, first_row) for item in array.flatten()]
+        rows = zip(*columns, strict=True) if columns else iter([()] * len(array))
+        return [
+            dict(zip(names, row, strict=True)) if valid else None
+            for row, valid in zip(rows, is_valid, strict=True)
+        ]
+    lengths = [len(item) if item.is_valid else 0 for item in array]
+    values = iter(_json_values(array.flatten(), name, first_row))
+    return [
+        [next(values) for _ in range(length)] if valid else None
+        for length, valid in zip(lengths, is_valid, strict=True)
+    ]
