@@ -422,17 +422,23 @@ def write_record_result(
     error: str = "",
     console_output: str = "",
     changed_files: Sequence[str] = (),
+    files: Mapping[str, bytes] | None = None,
 ) -> bytes:
-    """The outcome of one record as a server sends it; ``outputs`` are JSON values already."""
-    return msgspec.json.encode(
-        {
-            "success": success,
-            "errorMessage": error,
-            "consoleOutput": console_output,
-            "changedFiles": list(changed_files),
-            "outputParameters": outputs,
-        }
-    )
+    """The outcome of one record as a server sends it; ``outputs`` are JSON values already.
+
+    :param files: contents to send inside the result, for a call that leaves nothing to fetch later
+    """
+    item = {
+        "success": success,
+        "errorMessage": error,
+        "consoleOutput": console_output,
+        "changedFiles": list(changed_files),
+        "outputParameters": outputs,
+    }
+    if files is not None:
+        item["outputFiles"] = dict(files)
+    # msgspec writes bytes as base64.
+    return msgspec.json.encode(item)
 
 
 def batch_document(status: BatchStatus, results: Iterable[bytes]) -> Iterator[bytes]:

@@ -1,0 +1,203 @@
+"""The command line: ``mlbatch serve`` and its sisters.
+
+Law: each subcommand imports what it needs when it runs, so that ``--help`` costs nothing. What
+cannot be used is said in one line on stderr, with exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from airflow_mlbatch import __version__
+from airflow_mlbatch.errors import MLBatchError
+
+__all__ = ["main"]
+
+_MIB = 1024 * 1024
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="mlbatch", description="Batch scoring, and a scoring server to try it with."
+    )
+    parser.add_argument("--version", action="version", version=f"mlbatch {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_serve(commands)
+    options = parser.parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except MLBatchError as error:
+        print(f"mlbatch {options.command}: {error}", file=sys.stderr)
+        return 2
+
+
+# --- serve ---------------------------------------------------------------------------------------
+
+
+def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="run the scoring server",
+        description="Serve Python functions marked with @service over the batch scoring API. The "
+        "password of the user comes from MLBATCH_PASSWORD, or is made up and printed once.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    serve.set_defaults(run=_serve, command="serve")
+    option = serve.add_argument
+    option("--demo", action="store_true", help="serve the built-in mtService and TxService")
+    option(
+        "--services",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help="a module or a Python file with services; may be given more than once",
+    )
+    option("--host", default="127.0.0.1", help="the address to listen on")
+    option("--port", type=_port, default=12800, help="0 for any that is free")
+    option(
+        "--data-dir",
+        type=Path,
+        default=Path("mlbatch-data"),
+        metavar="FOLDER",
+        help="where executions, results and artifacts are kept",
+    )
+    option("--username", default="admin", help="the one user of the server")
+    option(
+        "--workers",
+        type=_positive,
+        default=_processors(),
+        metavar="N",
+        help="worker processes (default: the processors of this machine)",
+    )
+    option(
+        "--max-parallel",
+        type=_positive,
+        default=100,
+        metavar="N",
+        help="most records of one batch at once",
+    )
+    option(
+        "--max-body-bytes",
+        type=_positive,
+        default=256 * _MIB,
+        metavar="N",
+        help="most bytes of a request",
+    )
+    option(
+        "--max-records",
+        type=_positive,
+        default=1_000_000,
+        metavar="N",
+        help="most records of a batch",
+    )
+    option(
+        "--record-timeout",
+        type=_seconds,
+        default=3600.0,
+        metavar="SECONDS",
+        help="a record that takes longer fails; 0 for no limit",
+    )
+    option(
+        "--token-lifetime",
+        type=_positive,
+        default=3600,
+        metavar="SECONDS",
+        help="how long an access token lives",
+    )
+    option(
+        "--max-records-per-worker",
+        type=_natural,
+        default=0,
+        metavar="N",
+        help="replace a worker after so many records; 0 for never",
+    )
+    option(
+        "--max-worker-growth",
+        type=_natural,
+        default=1024,
+        metavar="MIB",
+        help="replace a worker whose memory has grown by so much; 0 for never",
+    )
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from airflow_mlbatch.server.registry import DEMO_SERVICES
+    from airflow_mlbatch.server.serving import ServerSettings, serve
+
+    sources = ([DEMO_SERVICES] if options.demo else []) + options.services
+    if not sources:
+        _fail("serve", "nothing to serve: give --services SOURCE or --demo")
+    password = os.environ.get("MLBATCH_PASSWORD")
+    if password == "":
+        _fail("serve", "MLBATCH_PASSWORD: found nothing, expected a password, or leave it unset")
+    settings = ServerSettings(
+        sources=sources,
+        data_dir=options.data_dir,
+        host=options.host,
+        port=options.port,
+        username=options.username,
+        password=password,
+        workers=options.workers,
+        max_parallel=options.max_parallel,
+        max_body_bytes=options.max_body_bytes,
+        max_records=options.max_records,
+        record_timeout=options.record_timeout,
+        token_lifetime=options.token_lifetime,
+        max_records_per_worker=options.max_records_per_worker,
+        max_worker_growth=options.max_worker_growth * _MIB,
+    )
+    serve(settings, lambda line: print(line, flush=True))
+    return 0
+
+
+def _fail(command: str, message: str) -> NoReturn:
+    print(f"mlbatch {command}: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+# --- values of options ---------------------------------------------------------------------------
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a whole number from 0")
+    return number
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a whole number from 1")
+    return number
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a port from 0 to 65535")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text}, expected seconds from 0")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

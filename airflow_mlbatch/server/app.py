@@ -1,0 +1,344 @@
+"""The API over HTTP: one handler for each row of the table of routes.
+
+Law: routes only. A handler reads the request, asks the store or the runner, and writes the reply;
+what a reply says is spelled in :mod:`airflow_mlbatch.protocol`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response, StreamingResponse
+
+from airflow_mlbatch.errors import InputError
+from airflow_mlbatch.protocol import routes
+from airflow_mlbatch.protocol.documents import write_execution_id, write_tokens
+from airflow_mlbatch.protocol.intake import RecordReader, read_login, read_renewal
+from airflow_mlbatch.protocol.results import BatchStatus, batch_document, read_record_result
+from airflow_mlbatch.protocol.services import Service, write_service
+from airflow_mlbatch.server.auth import Denied, NewTokens, Throttled, Tokens
+from airflow_mlbatch.server.folder import DataFolder
+from airflow_mlbatch.server.replies import (
+    EXECUTION_NOT_FOUND,
+    FILE_NOT_FOUND,
+    SERVICE_NOT_FOUND,
+    Refusal,
+    bad_request,
+    json_reply,
+)
+from airflow_mlbatch.server.requests import (
+    bearer_token,
+    count_parameter,
+    flag_parameter,
+    raw_path,
+    read_body,
+)
+from airflow_mlbatch.server.runner import BusyError, Runner
+from airflow_mlbatch.server.store import Execution, StorageError, Store
+from airflow_mlbatch.server.swagger import swagger_document
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+__all__ = ["App", "Limits"]
+
+log = logging.getLogger(__name__)
+
+Names = Mapping[str, str]
+DEFAULT_PARALLEL_COUNT = 10
+_MOST_LOGIN_BYTES = 64 * 1024
+_PIECE_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server takes.
+
+    :param max_body_bytes: most bytes of a request's body
+    :param max_records: most records of a batch
+    """
+
+    max_body_bytes: int
+    max_records: int
+
+
+@dataclass
+class App:
+    """The ASGI application.
+
+    :param services: what is published, by name and version
+    """
+
+    store: Store
+    runner: Runner
+    tokens: Tokens
+    folder: DataFolder
+    limits: Limits
+    services: Mapping[tuple[str, str], Service]
+    _readers: dict[tuple[str, str], RecordReader] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._readers = {
+            key: RecordReader(service.inputs) for key, service in self.services.items()
+        }
+        self._handlers: dict[str, Callable[[Request, Names], Awaitable[Response]]] = {
+            routes.LOGIN.name: self._log_in,
+            routes.RENEW.name: self._renew,
+            routes.REVOKE.name: self._revoke,
+            routes.STATUS.name: self._status,
+            routes.SERVICES.name: self._list_services,
+            routes.SERVICE_VERSIONS.name: self._list_versions,
+            routes.SERVICE.name: self._list_version,
+            routes.SWAGGER.name: self._swagger,
+            routes.CONSUME.name: self._consume,
+            routes.START_BATCH.name: self._start_batch,
+            routes.BATCHES.name: self._list_batches,
+            routes.BATCH.name: self._batch,
+            routes.CANCEL_BATCH.name: self._cancel_batch,
+            routes.FILES.name: self._list_files,
+            routes.FILE.name: self._file,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        response = await self._answer(request)
+        await response(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response:
+        try:
+            return await self._dispatch(request)
+        except Refusal as refusal:
+            return refusal.reply()
+        except InputError as error:
+            return bad_request(str(error)).reply()
+        except Denied as error:
+            return Refusal(401, str(error), {"www-authenticate": "Bearer"}).reply()
+        except Throttled as error:
+            return Refusal(429, str(error), {"retry-after": str(error.seconds)}).reply()
+        except StorageError as error:
+            return Refusal(507 if error.is_full else 500, str(error)).reply()
+        except BusyError:
+            message = "Too many calls are waiting: try again later"
+            return Refusal(503, message, {"retry-after": "1"}).reply()
+        except Exception:
+            log.exception("%s %s", request.method, request.url.path)
+            return Refusal(500, "Internal server error").reply()
+
+    async def _dispatch(self, request: Request) -> Response:
+        path = raw_path(request)
+        found = routes.match(request.method, path)
+        if found is None:
+            raise _no_route(path)
+        route, names = found
+        if not route.is_open:
+            self._check_token(request)
+        return await self._handlers[route.name](request, names)
+
+    def _check_token(self, request: Request) -> None:
+        token = bearer_token(request)
+        if token is None:
+            raise Denied("Missing access token")
+        self.tokens.check(token)
+
+    # --- login ---
+
+    async def _log_in(self, request: Request, names: Names) -> Response:
+        username, password = read_login(await read_body(request, _MOST_LOGIN_BYTES))
+        client = request.client.host if request.client else ""
+        return _tokens_reply(await self.tokens.log_in(username, password, client))
+
+    async def _renew(self, request: Request, names: Names) -> Response:
+        refresh_token = read_renewal(await read_body(request, _MOST_LOGIN_BYTES))
+        return _tokens_reply(await self.tokens.renew(refresh_token))
+
+    async def _revoke(self, request: Request, names: Names) -> Response:
+        refresh_token = request.query_params.get("refreshToken")
+        if not refresh_token:
+            raise bad_request("refreshToken: found nothing, expected the token to revoke")
+        await self.tokens.revoke(refresh_token)
+        return json_reply({})
+
+    # --- server and services ---
+
+    async def _status(self, request: Request, names: Names) -> Response:
+        return json_reply(self._health())
+
+    def _health(self) -> dict[str, Any]:
+        runner = self.runner
+        workers = "pass" if runner.ready_workers else "fail" if runner.worker_problem else "warn"
+        database = "fail" if runner.storage_problem else "pass"
+        worst = next(word for word in ("fail", "warn", "pass") if word in (workers, database))
+        return {
+            "statusCode": worst,
+            "components": {
+                "workers": _component(
+                    workers, ready=runner.ready_workers, problem=runner.worker_problem
+                ),
+                "database": _component(database, type="sqlite", problem=runner.storage_problem),
+            },
+            "details": {
+                "activeExecutions": runner.active_executions,
+                "publishedServices": len(self.services),
+            },
+        }
+
+    async def _list_services(self, request: Request, names: Names) -> Response:
+        return json_reply([write_service(service) for service in self.services.values()])
+
+    async def _list_versions(self, request: Request, names: Names) -> Response:
+        found = [service for service in self.services.values() if service.name == names["name"]]
+        if not found:
+            raise Refusal(404, SERVICE_NOT_FOUND)
+        return json_reply([write_service(service) for service in found])
+
+    async def _list_version(self, request: Request, names: Names) -> Response:
+        return json_reply([write_service(self._service(names))])
+
+    async def _swagger(self, request: Request, names: Names) -> Response:
+        return json_reply(swagger_document(self._service(names)))
+
+    def _service(self, names: Names) -> Service:
+        service = self.services.get((names["name"], names["version"]))
+        if service is None:
+            raise Refusal(404, SERVICE_NOT_FOUND)
+        return service
+
+    # --- scoring ---
+
+    async def _consume(self, request: Request, names: Names) -> Response:
+        service = self._service(names)
+        body = await read_body(request, self.limits.max_body_bytes)
+        self._readers[service.name, service.version].values(body)
+        return json_reply(await self.runner.call(service, body))
+
+    async def _start_batch(self, request: Request, names: Names) -> Response:
+        service = self._service(names)
+        parallel_count = count_parameter(request, "parallelCount", DEFAULT_PARALLEL_COUNT)
+        body = await read_body(request, self.limits.max_body_bytes)
+        reader = self._readers[service.name, service.version]
+        # In a thread: a million records take a second.
+        records = await asyncio.to_thread(reader.split, body)
+        if len(records) > self.limits.max_records:
+            raise Refusal(
+                413,
+                f"body: found {len(records):,} records, "
+                f"expected at most {self.limits.max_records:,}, the limit of this server",
+            )
+        execution = await self.store.write(
+            self.store.add_execution,
+            str(uuid.uuid4()),
+            service.name,
+            service.version,
+            parallel_count,
+            records,
+        )
+        self.runner.add(execution)
+        return json_reply(write_execution_id(execution.id), routes.START_BATCH.success)
+
+    # --- batches ---
+
+    async def _list_batches(self, request: Request, names: Names) -> Response:
+        ids = self.store.execution_ids(names["name"], names["version"])
+        if not ids:
+            self._service(names)
+        return json_reply(ids)
+
+    async def _batch(self, request: Request, names: Names) -> Response:
+        execution = self._execution(names)
+        is_partial = flag_parameter(request, ("showPartialResults", "showPartialResult"), True)
+        status = self.runner.status(execution)
+        count = status.completed_item_count if is_partial or status.is_terminal else 0
+        if not count:
+            return json_reply(b"".join(batch_document(status, ())))
+        return StreamingResponse(
+            self._results(execution.number, status, count), media_type="application/json"
+        )
+
+    async def _results(self, number: int, status: BatchStatus, count: int) -> AsyncIterator[bytes]:
+        """The document in pieces; the results are those without a gap from the first record on."""
+        position = 0
+        opening, _, closing = b"".join(batch_document(status, (b"",))).rpartition(b"[")
+        piece, separator = [opening, b"["], b""
+        while position < count:
+            rows = await asyncio.to_thread(self.store.outcomes, number, position, _PIECE_BYTES)
+            taken = [
+                outcome
+                for place, (found, outcome) in enumerate(rows, position)
+                if found == place < count
+            ]
+            if not taken:
+                break
+            position += len(taken)
+            yield b"".join(piece) + separator + b",".join(taken)
+            piece, separator = [], b","
+            if len(taken) < len(rows):
+                break
+        if status.is_terminal and position < count:
+            # Deleted meanwhile. The reply ends in the middle, so that nobody takes it for whole.
+            raise ConnectionAbortedError("the execution was deleted while it was being read")
+        yield b"".join(piece) + closing
+
+    async def _cancel_batch(self, request: Request, names: Names) -> Response:
+        execution = self._execution(names)
+        await self.runner.cancel(execution.id)
+        if not await self.store.write(self.store.remove_execution, execution.number):
+            raise Refusal(404, EXECUTION_NOT_FOUND)
+        await asyncio.to_thread(self.folder.discard, execution.id)
+        self.runner.clean_up()
+        return json_reply([execution.id])
+
+    async def _list_files(self, request: Request, names: Names) -> Response:
+        return json_reply(self._file_names(self._execution(names), names["index"]))
+
+    async def _file(self, request: Request, names: Names) -> Response:
+        execution, wanted = self._execution(names), names["fileName"]
+        if wanted not in self._file_names(execution, names["index"]):
+            raise Refusal(404, FILE_NOT_FOUND)
+        # All of this path was written by the server itself: the id and the name were only compared.
+        path = self.folder.artifacts(execution.id) / str(int(names["index"])) / wanted
+        if not await asyncio.to_thread(path.is_file):
+            raise Refusal(404, FILE_NOT_FOUND)
+        headers = {"x-content-type-options": "nosniff"}
+        return FileResponse(path, headers=headers, filename=wanted)
+
+    def _execution(self, names: Names) -> Execution:
+        execution = self.store.execution(names["name"], names["version"], names["executionId"])
+        if execution is None:
+            self._service(names)
+            raise Refusal(404, EXECUTION_NOT_FOUND)
+        return execution
+
+    def _file_names(self, execution: Execution, index: str) -> tuple[str, ...]:
+        is_index = index.isascii() and index.isdigit() and len(index) < 19
+        if not is_index or int(index) >= execution.total:
+            raise bad_request(
+                f"index: found {index!r:.80}, expected a whole number from 0, "
+                f"below {execution.total}"
+            )
+        outcome = self.store.outcome(execution.number, int(index))
+        return () if outcome is None else read_record_result(outcome).artifacts
+
+
+def _tokens_reply(new: NewTokens) -> Response:
+    reply = json_reply(write_tokens(new.access_token, new.refresh_token, new.now, new.lifetime))
+    reply.headers["cache-control"] = "no-store"
+    return reply
+
+
+def _component(status_code: str, **details: Any) -> dict[str, Any]:
+    return {"statusCode": status_code, "components": {}, "details": details}
+
+
+def _no_route(path: str) -> Refusal:
+    verbs = sorted(route.method for route in routes.ROUTES if route.match_path(path) is not None)
+    if verbs:
+        return Refusal(405, f"Expected one of {', '.join(verbs)}", {"allow": ", ".join(verbs)})
+    return Refusal(404, "Not found: there is no such path")

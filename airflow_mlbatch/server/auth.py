@@ -1,0 +1,292 @@
+"""Who may talk to the server: a password, pairs of tokens, and patience with guessers.
+
+Law: neither a password nor a refresh token is stored, only their hashes. An access token is good
+while its signature, its time and its pair are: renewing or revoking a pair ends both its tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import os
+import secrets
+import time
+import uuid
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import jwt
+import msgspec
+
+from airflow_mlbatch.errors import InputError
+from airflow_mlbatch.server.store import Pair, Store
+
+__all__ = ["Account", "Denied", "Throttled", "Tokens", "load_account"]
+
+ACCOUNT_FILE = "account.json"
+KEY_FILE = "token.key"
+_ALGORITHM = "HS256"
+_DAY = 24 * 3600
+REFRESH_SECONDS = 14 * _DAY
+RENEWABLE_SECONDS = 90 * _DAY
+
+# About 50 ms and 16 MB a guess.
+_SCRYPT_N, _SCRYPT_R, _SCRYPT_P = 2**14, 8, 1
+_MOST_HASHES_AT_ONCE = 2
+
+_FREE_FAILURES = 5
+_LONGEST_PENALTY = 60.0
+_MOST_REMEMBERED = 10_000
+
+
+class Denied(Exception):
+    """The credentials or the token are not accepted; the message says which."""
+
+
+class Throttled(Exception):
+    """Too many failures in a row.
+
+    :param seconds: when to try again
+    """
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(f"Too many failed logins: try again in {seconds} seconds")
+        self.seconds = seconds
+
+
+# --- the account ---------------------------------------------------------------------------------
+
+
+class _StoredAccount(msgspec.Struct):
+    username: str
+    salt: str
+    password_hash: str
+
+
+@dataclass(frozen=True)
+class Account:
+    """The one user of the server.
+
+    :param new_password: the password that was just made up, to be shown once
+    :param is_changed: whether tokens given out before have to be forgotten
+    """
+
+    username: str
+    salt: bytes
+    password_hash: bytes
+    new_password: str = ""
+    is_changed: bool = False
+
+
+def load_account(folder: Path, username: str, password: str | None) -> Account:
+    """Read the account of a data folder, or make it.
+
+    :param password: what the environment says; without it the stored one stays, or one is made up
+    :raises InputError: the file in the folder cannot be read
+    """
+    path = folder / ACCOUNT_FILE
+    stored = _read_account(path)
+    if stored is not None and stored.username == username:
+        salt, known = bytes.fromhex(stored.salt), bytes.fromhex(stored.password_hash)
+        if password is None or hmac.compare_digest(_scrypt(password, salt), known):
+            return Account(username, salt, known)
+    new_password = "" if password is not None else secrets.token_urlsafe(15)
+    salt = secrets.token_bytes(16)
+    password_hash = _scrypt(password or new_password, salt)
+    write_secret(
+        path, msgspec.json.encode(_StoredAccount(username, salt.hex(), password_hash.hex()))
+    )
+    return Account(username, salt, password_hash, new_password, is_changed=True)
+
+
+def _read_account(path: Path) -> _StoredAccount | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_StoredAccount)
+    except FileNotFoundError:
+        return None
+    except (msgspec.DecodeError, OSError) as error:
+        raise InputError(f"data folder: {path} cannot be read: {error}") from None
+
+
+def _scrypt(password: str, salt: bytes) -> bytes:
+    return hashlib.scrypt(
+        password.encode("utf-8", "surrogatepass"), salt=salt, n=_SCRYPT_N, r=_SCRYPT_R, p=_SCRYPT_P
+    )
+
+
+def write_secret(path: Path, content: bytes) -> None:
+    """Write a file that only this user can read, whole or not at all."""
+    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+# --- tokens --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """What a login or a renewal gives out."""
+
+    access_token: str
+    refresh_token: str
+    now: float
+    lifetime: int
+
+
+class Tokens:
+    """Gives out pairs of tokens and judges them.
+
+    :param lifetime: seconds that an access token lives
+    """
+
+    def __init__(self, folder: Path, store: Store, account: Account, lifetime: int) -> None:
+        self._store, self._account, self._lifetime = store, account, lifetime
+        self._key = _load_key(folder / KEY_FILE)
+        self._pairs: dict[str, Pair] = {}
+        self._throttle = _Throttle()
+        self._hashing = asyncio.Semaphore(_MOST_HASHES_AT_ONCE)
+
+    async def start(self) -> None:
+        """Take up the pairs that are still good."""
+        forget = float("inf") if self._account.is_changed else time.time()
+        await self._store.write(self._store.remove_pairs, forget)
+        self._pairs = {pair.id: pair for pair in self._store.pairs()}
+
+    async def log_in(self, username: str, password: str, client: str) -> NewTokens:
+        """Exchange a password for tokens.
+
+        :param client: address of the caller: failures count for it and this user alone
+        :raises Denied: wrong user or password
+        :raises Throttled: too many failures before
+        """
+        self._throttle.check(client, username)
+        account = self._account
+        async with self._hashing:
+            # Once more: while this one waited, others of the same guesser have failed.
+            self._throttle.check(client, username)
+            found = await asyncio.to_thread(_scrypt, password, account.salt)
+        # Both are compared whatever the first says: a wrong name takes as long as a wrong password.
+        is_user = hmac.compare_digest(
+            username.encode("utf-8", "replace"), account.username.encode()
+        )
+        if not hmac.compare_digest(found, account.password_hash) or not is_user:
+            self._throttle.count_failure(client, username)
+            raise Denied("Invalid username or password")
+        self._throttle.forget(client, username)
+        now = time.time()
+        return await self._new_pair(username, now, now + RENEWABLE_SECONDS, None)
+
+    async def renew(self, refresh_token: str) -> NewTokens:
+        """Exchange a refresh token for a new pair; the old pair is dead.
+
+        :raises Denied: the token is unknown, used, revoked or expired
+        """
+        pair = self._by_refresh_token(refresh_token)
+        return await self._new_pair(pair.user, time.time(), pair.renewable_until, pair)
+
+    async def revoke(self, refresh_token: str) -> None:
+        """End a pair.
+
+        :raises Denied: the token is unknown, used, revoked or expired
+        """
+        pair = self._by_refresh_token(refresh_token)
+        await self._store.write(self._store.remove_pair, pair.id)
+        self._pairs.pop(pair.id, None)
+
+    def check(self, access_token: str) -> None:
+        """Judge an access token.
+
+        :raises Denied: it is forged, expired, or its pair is dead
+        """
+        try:
+            claims = jwt.decode(
+                access_token,
+                self._key,
+                algorithms=[_ALGORITHM],
+                options={"require": ["exp", "jti", "sub"]},
+            )
+        except jwt.PyJWTError:
+            raise Denied("Invalid or expired access token") from None
+        if claims["jti"] not in self._pairs:
+            raise Denied("Invalid or expired access token")
+
+    def _by_refresh_token(self, refresh_token: str) -> Pair:
+        wanted = _refresh_hash(refresh_token)
+        for pair in self._pairs.values():
+            if hmac.compare_digest(pair.refresh_hash, wanted) and pair.expires_at > time.time():
+                return pair
+        raise Denied("Invalid or expired refresh token")
+
+    async def _new_pair(
+        self, user: str, now: float, renewable_until: float, old: Pair | None
+    ) -> NewTokens:
+        refresh_token = secrets.token_urlsafe(32)
+        pair = Pair(
+            id=uuid.uuid4().hex,
+            user=user,
+            refresh_hash=_refresh_hash(refresh_token),
+            expires_at=min(now + REFRESH_SECONDS, renewable_until),
+            renewable_until=renewable_until,
+        )
+        if not await self._store.write(self._store.add_pair, pair, old and old.id):
+            raise Denied("Invalid or expired refresh token")
+        if old is not None:
+            self._pairs.pop(old.id, None)
+        self._forget_expired(now)
+        self._pairs[pair.id] = pair
+        claims = {"sub": user, "jti": pair.id, "iat": int(now), "exp": int(now) + self._lifetime}
+        return NewTokens(
+            jwt.encode(claims, self._key, algorithm=_ALGORITHM), refresh_token, now, self._lifetime
+        )
+
+    def _forget_expired(self, now: float) -> None:
+        for pair in [pair for pair in self._pairs.values() if pair.expires_at <= now]:
+            del self._pairs[pair.id]
+
+
+def _refresh_hash(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
+
+
+def _load_key(path: Path) -> bytes:
+    try:
+        key = path.read_bytes()
+    except FileNotFoundError:
+        key = secrets.token_bytes(64)
+        write_secret(path, key)
+    if len(key) < 32:
+        raise InputError(f"data folder: {path} holds no key")
+    return key
+
+
+class _Throttle:
+    """Makes guessers wait: after some failures in a row each further one doubles the wait."""
+
+    def __init__(self) -> None:
+        self._failures: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
+
+    def check(self, client: str, username: str) -> None:
+        _, until = self._failures.get((client, username), (0, 0.0))
+        left = until - time.monotonic()
+        if left > 0:
+            raise Throttled(max(1, round(left + 0.5)))
+
+    def count_failure(self, client: str, username: str) -> None:
+        count, _ = self._failures.pop((client, username), (0, 0.0))
+        count += 1
+        penalty = min(2.0 ** (count - _FREE_FAILURES), _LONGEST_PENALTY)
+        until = time.monotonic() + penalty if count >= _FREE_FAILURES else 0.0
+        self._failures[client, username] = (count, until)
+        # The oldest are forgotten first: guessing with many names must not fill the memory.
+        while len(self._failures) > _MOST_REMEMBERED:
+            self._failures.popitem(last=False)
+
+    def forget(self, client: str, username: str) -> None:
+        self._failures.pop((client, username), None)

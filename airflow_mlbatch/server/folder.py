@@ -1,0 +1,105 @@
+"""The data folder: what lies where, and that only one server uses it.
+
+::
+
+    lock                     held while a server runs
+    account.json, token.key  see auth; mode 0600
+    mlbatch.sqlite           see store
+    executions/<id>/<index>/ artifacts
+    work/                    folders that records run in; nothing in it outlives the server
+    trash/                   what is being removed
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from airflow_mlbatch.errors import InputError
+
+__all__ = ["DataFolder"]
+
+
+class DataFolder:
+    """Opens and locks a data folder.
+
+    :raises InputError: it cannot be used, or another server uses it
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.database = path / "mlbatch.sqlite"
+        self.work = path / "work"
+        self._executions = path / "executions"
+        self._trash = path / "trash"
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = (path / "lock").open("a+b")
+        except OSError as error:
+            raise InputError(f"data folder: {path} cannot be used: {error}") from None
+        if not _try_lock(self._lock):
+            self._lock.close()
+            raise InputError(f"data folder: {path} is in use by another server")
+        try:
+            self._tidy()
+        except OSError as error:
+            self._lock.close()
+            raise InputError(f"data folder: {path} cannot be used: {error}") from None
+
+    def close(self) -> None:
+        """Let another server have it."""
+        self._lock.close()
+
+    def artifacts(self, execution_id: str) -> Path:
+        """Where the artifacts of an execution lie, one folder for each index."""
+        return self._executions / execution_id
+
+    def discard(self, execution_id: str) -> None:
+        """Have the artifacts of an execution out of the way; :meth:`empty_trash` removes them."""
+        with suppress(FileNotFoundError):
+            os.replace(self.artifacts(execution_id), self._trash / uuid.uuid4().hex)
+
+    def discard_unknown(self, known_ids: set[str]) -> None:
+        """Discard what belongs to no execution: left by a server that stopped while deleting."""
+        for entry in os.listdir(self._executions):
+            if entry not in known_ids:
+                self.discard(entry)
+
+    def empty_trash(self) -> None:
+        """Remove what was discarded."""
+        for entry in self._trash.iterdir():
+            shutil.rmtree(entry, ignore_errors=True)
+
+    def _tidy(self) -> None:
+        # Left by a server that was killed: workers of it that still live end by themselves.
+        shutil.rmtree(self.work, ignore_errors=True)
+        for folder in (self.work, self._executions, self._trash):
+            folder.mkdir(exist_ok=True)
+
+
+def _try_lock(file: IO[bytes]) -> bool:
+    """Lock a file until it is closed or this process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:
+        return _try_lock_on_windows(file)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _try_lock_on_windows(file: IO[bytes]) -> bool:
+    import msvcrt
+
+    try:
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    except OSError:
+        return False
+    return True

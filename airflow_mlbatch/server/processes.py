@@ -1,0 +1,199 @@
+"""Worker processes as the server sees them: started, spoken to, killed, buried."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import msgspec
+
+from airflow_mlbatch.errors import InputError
+from airflow_mlbatch.protocol.services import Service
+from airflow_mlbatch.server.wire import LENGTH, Hello, Outcome, Task, ToServer, frame, to_server
+from airflow_mlbatch.server.worker import WorkerSettings, work
+
+__all__ = ["Worker", "start_worker"]
+
+_START_SECONDS = 300
+_BURY_SECONDS = 5
+_READ_BYTES = 1024 * 1024
+
+
+def _context() -> BaseContext:
+    # The server has threads, so it must not fork itself. A fork server that has imported this
+    # package, but no service, starts a worker in a few milliseconds; forking after a service was
+    # loaded would be quicker still, but libraries that run threads (OpenMP) do not survive it.
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["airflow_mlbatch.server.worker"])
+        return context
+    return multiprocessing.get_context("spawn")
+
+
+class Worker:
+    """A worker process that has loaded the services.
+
+    :param services: what it can run
+    """
+
+    def __init__(
+        self,
+        process: BaseProcess,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self._process, self._reader, self._writer = process, reader, writer
+        self._killed_because = ""
+        self.services: list[Service] = []
+        self.task: Task | None = None
+        self.job: Any = None
+        self.unfinished: list[tuple[int, bytes]] = []
+        self.record_began = 0.0
+        self.has_left = False
+        self.cause_of_death = ""
+
+    @property
+    def is_killed(self) -> bool:
+        """Whether this server has ended it."""
+        return bool(self._killed_because)
+
+    async def hear_hello(self) -> None:
+        """Wait until it has loaded the services.
+
+        :raises InputError: it cannot, and says why; or it died
+        """
+        try:
+            hello = await asyncio.wait_for(self._receive(), _START_SECONDS)
+        except asyncio.TimeoutError:
+            raise InputError(
+                f"services: found nothing loaded within {_START_SECONDS} seconds"
+            ) from None
+        if not isinstance(hello, Hello):
+            await self.end()
+            raise InputError(
+                f"services: the worker died while loading them ({self.cause_of_death})"
+            )
+        if hello.problem:
+            raise InputError(hello.problem)
+        self.services = [described.service() for described in hello.services]
+
+    async def run(self, task: Task, job: Any, take: Callable[[Outcome], None]) -> bool:
+        """Have records scored.
+
+        :param job: what the task belongs to, for those who look for it
+        :param take: called with each outcome as it arrives
+        :return: whether the worker can take another task; if not, ``unfinished`` holds the records
+            without an outcome, the one it died on first
+        """
+        self.task, self.job, self.unfinished = task, job, list(task.records)
+        loop = asyncio.get_running_loop()
+        self.record_began = loop.time()
+        try:
+            self._writer.write(frame(task))
+            for place in range(len(task.records)):
+                outcome = await self._receive()
+                if not isinstance(outcome, Outcome):
+                    self.unfinished = list(task.records[place:])
+                    await self.end()
+                    return False
+                self.record_began = loop.time()
+                take(outcome)
+                if outcome.is_last:
+                    self.has_left = True
+                    self.unfinished = list(task.records[place + 1 :])
+                    return False
+            self.unfinished = []
+            return True
+        finally:
+            self.task = self.job = None
+
+    async def is_alive_until(self, event: asyncio.Event) -> bool:
+        """Wait for an event or for the death of this worker; whether it lives."""
+        waiting = asyncio.ensure_future(event.wait())
+        dying = asyncio.ensure_future(self._reader.read(1))
+        # Nothing is said while there is no task, so that a word (or the end) means trouble.
+        done, _ = await asyncio.wait({waiting, dying}, return_when=asyncio.FIRST_COMPLETED)
+        for one in (waiting, dying):
+            one.cancel()
+        await asyncio.gather(waiting, dying, return_exceptions=True)
+        return dying not in done
+
+    def kill(self, reason: str) -> None:
+        """End it at once, with everything that its service has started."""
+        self._killed_because = self._killed_because or reason
+        self._kill_group()
+        with suppress(OSError, ValueError):
+            self._process.kill()
+
+    def sweep(self) -> None:
+        """When it is dead, end what its service has started.
+
+        A child that it forked holds its end of the line open: the server would go on listening.
+        """
+        if not self._process.is_alive():
+            self._kill_group()
+
+    def _kill_group(self) -> None:
+        if self._process.pid is not None and hasattr(os, "killpg"):
+            with suppress(OSError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def end(self) -> None:
+        """Make sure that it is dead, and find out why."""
+        self._writer.close()
+        await asyncio.to_thread(self._process.join, 1 if self.has_left else 0.5)
+        if self._process.is_alive():
+            self.kill("")
+            await asyncio.to_thread(self._process.join, _BURY_SECONDS)
+        self.cause_of_death = self._killed_because or _cause(self._process.exitcode)
+
+    async def _receive(self) -> ToServer | None:
+        """The next message; ``None`` when it is dead."""
+        try:
+            (length,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
+            return to_server(await self._reader.readexactly(length))
+        except (asyncio.IncompleteReadError, OSError, msgspec.DecodeError):
+            return None
+
+
+async def start_worker(settings: WorkerSettings) -> Worker:
+    """Start a worker process and wait until it has loaded the services.
+
+    :raises InputError: the services cannot be loaded
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = _context().Process(  # type: ignore[attr-defined]
+            target=work, args=(theirs, settings), name="mlbatch-worker"
+        )
+        await asyncio.to_thread(process.start)
+    ours.setblocking(False)
+    reader, writer = await asyncio.open_connection(sock=ours, limit=_READ_BYTES)
+    worker = Worker(process, reader, writer)
+    try:
+        await worker.hear_hello()
+    except BaseException:
+        worker.kill("it cannot be used")
+        await worker.end()
+        raise
+    return worker
+
+
+def _cause(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "the worker process vanished"
+    if exit_code >= 0:
+        return f"the worker process ended with exit code {exit_code}"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        name = str(-exit_code)
+    return f"the worker process was killed by signal {name}"

@@ -1,0 +1,119 @@
+"""What is read out of a request: its body within a limit, its token, its query.
+
+Law: nothing of a request is trusted. A body is counted while it arrives, whatever its header says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import ClientDisconnect, Request
+
+from airflow_mlbatch.server.replies import Refusal, bad_request
+
+__all__ = ["bearer_token", "count_parameter", "flag_parameter", "raw_path", "read_body"]
+
+_SILENCE_SECONDS = 60
+_DISCARD_SECONDS = 10
+
+
+def raw_path(request: Request) -> str:
+    """The path as it was sent, still percent-encoded: a name may hold a quoted slash."""
+    raw = request.scope.get("raw_path")
+    if not isinstance(raw, bytes):
+        return str(request.scope["path"])
+    return raw.decode("utf-8", "replace")
+
+
+def bearer_token(request: Request) -> str | None:
+    """The token of the ``Authorization`` header."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() or None if scheme.casefold() == "bearer" else None
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Read the whole body.
+
+    :raises Refusal: 413 above the limit, 415 for a packed one, 408 when it stops arriving
+    """
+    encoding = request.headers.get("content-encoding", "identity").strip().casefold()
+    if encoding not in ("", "identity"):
+        raise Refusal(415, f"content-encoding: found {encoding!r:.80}, expected none")
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        stream = request.stream()
+        while True:
+            piece = await asyncio.wait_for(anext(stream, None), _SILENCE_SECONDS)
+            if piece is None:
+                return b"".join(pieces)
+            size += len(piece)
+            if size > max_bytes:
+                pieces.clear()
+                await _discard(request, max_bytes)
+                raise Refusal(
+                    413,
+                    f"body: found more than {max_bytes:,} bytes, the limit of this server",
+                    {"connection": "close"},
+                )
+            pieces.append(piece)
+    except asyncio.TimeoutError:
+        raise Refusal(408, "body: it stopped arriving", {"connection": "close"}) from None
+    except ClientDisconnect:
+        raise Refusal(400, "body: the line was lost", {"connection": "close"}) from None
+
+
+async def _discard(request: Request, max_bytes: int) -> None:
+    """Let the rest of a body that is too large run by, for a while.
+
+    A client reads the reply only after it has sent its body: were the line cut, it would report a
+    lost line, and try again.
+    """
+
+    async def drain() -> None:
+        left = max_bytes
+        async for piece in request.stream():
+            left -= len(piece)
+            if left < 0:
+                return
+
+    try:
+        await asyncio.wait_for(drain(), _DISCARD_SECONDS)
+    except (asyncio.TimeoutError, ClientDisconnect):
+        return
+
+
+def count_parameter(request: Request, name: str, default: int) -> int:
+    """A positive whole number from the query; the name is read in any case.
+
+    :raises Refusal: 400 for anything else
+    """
+    text = _query(request, name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
+        raise bad_request(f"{name}: found {text!r:.80}, expected a whole number from 1")
+    return int(text)
+
+
+def flag_parameter(request: Request, names: tuple[str, ...], default: bool) -> bool:
+    """``true`` or ``false`` from the query; names and words are read in any case.
+
+    :raises Refusal: 400 for anything else
+    """
+    for name in names:
+        text = _query(request, name)
+        if text is None:
+            continue
+        word = text.casefold()
+        if word not in ("true", "false"):
+            raise bad_request(f"{name}: found {text!r:.80}, expected true or false")
+        return word == "true"
+    return default
+
+
+def _query(request: Request, name: str) -> str | None:
+    for key, value in request.query_params.multi_items():
+        if key.casefold() == name.casefold():
+            return str(value)
+    return None

@@ -1,0 +1,174 @@
+"""Puts the server together, runs it until it is told to stop, and takes it apart."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import uvicorn
+
+from airflow_mlbatch.errors import InputError
+from airflow_mlbatch.protocol.services import Service
+from airflow_mlbatch.server.app import App, Limits
+from airflow_mlbatch.server.auth import Tokens, load_account
+from airflow_mlbatch.server.folder import DataFolder
+from airflow_mlbatch.server.registry import is_file_source
+from airflow_mlbatch.server.runner import Runner, RunnerSettings
+from airflow_mlbatch.server.store import Store
+from airflow_mlbatch.server.worker import WorkerSettings
+
+__all__ = ["ServerSettings", "serve"]
+
+_BACKLOG = 2048
+_GOODBYE_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Everything that can be said about a server.
+
+    :param sources: modules and files that publish services
+    :param port: 0 for any that is free
+    :param password: of the user; ``None`` keeps the stored one or makes one up
+    :param record_timeout: seconds that a record may take; 0 for no limit
+    :param token_lifetime: seconds that an access token lives
+    :param max_records_per_worker: a worker is replaced after so many records; 0 for never
+    :param max_worker_growth: a worker is replaced when its memory has grown by so many bytes
+        since it had loaded the services; 0 for never
+    """
+
+    sources: Sequence[str]
+    data_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 12800
+    username: str = "admin"
+    password: str | None = None
+    workers: int = 1
+    max_parallel: int = 100
+    max_body_bytes: int = 256 * 1024 * 1024
+    max_records: int = 1_000_000
+    record_timeout: float = 0
+    token_lifetime: int = 3600
+    max_records_per_worker: int = 0
+    max_worker_growth: int = 0
+
+
+def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    :param say: prints a line: a new password, and the address when everything is ready
+    :raises InputError: something of the settings cannot be used
+    """
+    line = _listen(settings.host, settings.port)
+    with line:
+        folder = DataFolder(settings.data_dir.absolute())
+        try:
+            # uvicorn repeats the signal that has stopped it to whoever listened before.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: None)
+            asyncio.run(_serve(settings, folder, line, say))
+        finally:
+            folder.close()
+
+
+async def _serve(
+    settings: ServerSettings, folder: DataFolder, line: socket.socket, say: Callable[[str], None]
+) -> None:
+    account = load_account(folder.path, settings.username, settings.password)
+    store = Store(folder.database)
+    runner = Runner(
+        store,
+        folder,
+        WorkerSettings(
+            [_absolute(source) for source in settings.sources],
+            folder.work,
+            settings.max_records_per_worker,
+            settings.max_worker_growth,
+        ),
+        RunnerSettings(settings.workers, settings.max_parallel, settings.record_timeout),
+    )
+    try:
+        tokens = Tokens(folder.path, store, account, settings.token_lifetime)
+        await tokens.start()
+        services = _published(await runner.start(), settings.username)
+        folder.discard_unknown(store.known_ids())
+        await runner.resume(set(services))
+        limits = Limits(settings.max_body_bytes, settings.max_records)
+        app = App(store, runner, tokens, folder, limits, services)
+        if account.new_password:
+            say(
+                f"mlbatch serve: password of {account.username}: {account.new_password} (shown once)"
+            )
+        told = ", ".join(f"{name} {version}" for name, version in services)
+        await _HttpServer(
+            app, lambda: say(f"mlbatch serve: ready on {_url(line)} (services: {told})")
+        ).serve(sockets=[line])
+    finally:
+        await runner.stop()
+        store.close()
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn, which says when it listens."""
+
+    def __init__(self, app: App, when_ready: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                ws="none",
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                # A proxy's word for the client's address would let a guesser be anybody.
+                proxy_headers=False,
+                backlog=_BACKLOG,
+                timeout_keep_alive=30,
+                timeout_graceful_shutdown=_GOODBYE_SECONDS,
+            )
+        )
+        self._when_ready = when_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._when_ready()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    line = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        line.bind((host, port))
+        line.listen(_BACKLOG)
+    except (OSError, OverflowError) as error:
+        line.close()
+        raise InputError(f"address {host}:{port} cannot be used: {error}") from None
+    return line
+
+
+def _url(line: socket.socket) -> str:
+    host, port = line.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _absolute(source: str) -> str:
+    return os.path.abspath(source) if is_file_source(source) else source
+
+
+def _published(services: Sequence[Service], username: str) -> dict[tuple[str, str], Service]:
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {
+        (service.name, service.version): replace(
+            service, published_by=username, created_at=now, my_permission="read/write"
+        )
+        for service in sorted(services, key=lambda service: (service.name, service.version))
+    }

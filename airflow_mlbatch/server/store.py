@@ -1,0 +1,378 @@
+"""Executions, records, results and tokens in one SQLite file.
+
+Law: one writer. Every write is one transaction on one thread, on disk before its caller goes on;
+readers have connections of their own and never wait for it. A result is stored once for each
+execution and position, whoever reports it how often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, TypeVar
+
+from airflow_mlbatch.errors import InputError
+from airflow_mlbatch.protocol.results import BatchStatus
+from airflow_mlbatch.protocol.states import BatchState
+
+__all__ = ["Execution", "Pair", "Result", "StorageError", "Store"]
+
+T = TypeVar("T")
+Result = tuple[int, int, bytes]
+"""Number of the execution, position of the record, the outcome as it is sent."""
+
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE executions (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    service TEXT NOT NULL,
+    version TEXT NOT NULL,
+    parallel_count INTEGER NOT NULL,
+    total INTEGER NOT NULL,
+    completed INTEGER NOT NULL,
+    state TEXT NOT NULL
+);
+CREATE INDEX executions_of_service ON executions (service, version);
+CREATE TABLE records (
+    execution INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    input BLOB NOT NULL,
+    PRIMARY KEY (execution, position)
+) WITHOUT ROWID;
+CREATE TABLE results (
+    execution INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    outcome BLOB NOT NULL,
+    PRIMARY KEY (execution, position)
+) WITHOUT ROWID;
+CREATE TABLE pairs (
+    id TEXT PRIMARY KEY,
+    user TEXT NOT NULL,
+    refresh_hash TEXT NOT NULL UNIQUE,
+    expires_at REAL NOT NULL,
+    renewable_until REAL NOT NULL
+) WITHOUT ROWID;
+"""
+_PURGES = (
+    (
+        "SELECT execution FROM records WHERE execution > ? ORDER BY execution LIMIT 1",
+        """DELETE FROM records WHERE execution = ?1
+           AND position < ?2 + (SELECT min(position) FROM records WHERE execution = ?1)""",
+    ),
+    (
+        "SELECT execution FROM results WHERE execution > ? ORDER BY execution LIMIT 1",
+        """DELETE FROM results WHERE execution = ?1
+           AND position < ?2 + (SELECT min(position) FROM results WHERE execution = ?1)""",
+    ),
+)
+_PURGE_ROWS = 20_000
+_MAX_FREED_PAGES = 2_000
+_MAX_IDLE_LOG = 64 * 1024 * 1024
+
+
+class StorageError(Exception):
+    """The disk does not take what has to be stored; later it may.
+
+    :param is_full: whether the disk is full, and not broken
+    """
+
+    def __init__(self, message: str, *, is_full: bool) -> None:
+        super().__init__(message)
+        self.is_full = is_full
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One row of the executions, its columns in their order; ``state`` is pending, complete or failed: the rest is known by
+    the runner only.
+    """
+
+    number: int
+    id: str
+    service: str
+    version: str
+    parallel_count: int
+    total: int
+    completed: int
+    state: str
+
+    @property
+    def status(self) -> BatchStatus:
+        """What a poll is told."""
+        return BatchStatus(BatchState.parse(self.state), self.completed, self.total)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An access token and its refresh token; times in epoch seconds."""
+
+    id: str
+    user: str
+    refresh_hash: str
+    expires_at: float
+    renewable_until: float
+
+
+class Store:
+    """The server's memory.
+
+    :param path: the database file; made when it is not there
+    :raises InputError: the file is not a database of this server
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        try:
+            self._writer = self._connect()
+            self._prepare()
+        except sqlite3.DatabaseError as error:
+            raise InputError(f"data folder: {path} cannot be used: {error}") from None
+
+    def close(self) -> None:
+        """Wait for the writer and close every connection."""
+        self._thread.shutdown()
+        for connection in self._connections:
+            connection.close()
+
+    async def write(self, work: Callable[..., T], *args: Any) -> T:
+        """Run one of this store's writing methods as a transaction on the writer's thread.
+
+        :raises StorageError: the disk is full or broken; nothing was written
+        """
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._transaction, work, args
+        )
+
+    # --- writing: only through write() ---
+
+    def add_execution(
+        self,
+        execution_id: str,
+        service: str,
+        version: str,
+        parallel_count: int,
+        records: Sequence[Any],
+    ) -> Execution:
+        """Store a batch with its records, each as JSON text."""
+        total = len(records)
+        state = (BatchState.PENDING if total else BatchState.COMPLETE).value
+        row = (execution_id, service, version, parallel_count, total, 0, state)
+        cursor = self._writer.execute(
+            "INSERT INTO executions"
+            " (id, service, version, parallel_count, total, completed, state)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            row,
+        )
+        number = int(cursor.lastrowid or 0)
+        self._writer.executemany(
+            "INSERT INTO records VALUES (?, ?, ?)",
+            ((number, position, record) for position, record in enumerate(records)),
+        )
+        return Execution(number, *row)
+
+    def add_results(self, results: Iterable[Result]) -> None:
+        """Store outcomes; a second outcome of a record changes nothing.
+
+        The execution is complete with its last record.
+        """
+        for number, rows in groupby(sorted(results, key=itemgetter(0)), key=itemgetter(0)):
+            before = self._writer.total_changes
+            self._writer.executemany("INSERT OR IGNORE INTO results VALUES (?, ?, ?)", rows)
+            added = self._writer.total_changes - before
+            self._writer.execute(
+                "UPDATE executions SET completed = completed + ?1,"
+                " state = CASE WHEN completed + ?1 >= total AND state = ?2 THEN ?3 ELSE state END"
+                " WHERE number = ?4",
+                (added, BatchState.PENDING.value, BatchState.COMPLETE.value, number),
+            )
+
+    def fail_execution(self, number: int, outcome: bytes) -> None:
+        """End a batch that cannot be run: every record without an outcome gets this one."""
+        self._writer.execute(
+            "INSERT OR IGNORE INTO results"
+            " SELECT execution, position, ? FROM records WHERE execution = ?",
+            (outcome, number),
+        )
+        self._writer.execute(
+            "UPDATE executions SET completed = total, state = ? WHERE number = ?",
+            (BatchState.FAILED.value, number),
+        )
+
+    def remove_execution(self, number: int) -> bool:
+        """Forget an execution; its records and results go with :meth:`purge`."""
+        cursor = self._writer.execute("DELETE FROM executions WHERE number = ?", (number,))
+        return cursor.rowcount > 0
+
+    def purge(self) -> bool:
+        """Remove some of the rows that belong to no execution; whether there may be more.
+
+        In steps, so that deleting a large batch does not hold up the results of the others.
+        """
+        for find, remove in _PURGES:
+            orphan = self._first_orphan(find)
+            if orphan is None:
+                continue
+            self._writer.execute(remove, (orphan, _PURGE_ROWS))
+            self._writer.execute(f"PRAGMA incremental_vacuum({_MAX_FREED_PAGES})").fetchall()
+            return True
+        return False
+
+    def _first_orphan(self, find: str) -> int | None:
+        """The lowest number in a table that is no execution's; skips from number to number."""
+        number = 0
+        while True:
+            row = self._writer.execute(find, (number,)).fetchone()
+            if row is None:
+                return None
+            number = int(row[0])
+            known = self._writer.execute(
+                "SELECT 1 FROM executions WHERE number = ?", (number,)
+            ).fetchone()
+            if known is None:
+                return number
+
+    def add_pair(self, pair: Pair, instead_of: str | None = None) -> bool:
+        """Store a pair of tokens; false when the pair it takes the place of is gone already."""
+        if instead_of is not None and not self.remove_pair(instead_of):
+            return False
+        row = (pair.id, pair.user, pair.refresh_hash, pair.expires_at, pair.renewable_until)
+        self._writer.execute("INSERT INTO pairs VALUES (?, ?, ?, ?, ?)", row)
+        return True
+
+    def remove_pair(self, pair_id: str) -> bool:
+        """Forget a pair of tokens; whether it was there."""
+        return self._writer.execute("DELETE FROM pairs WHERE id = ?", (pair_id,)).rowcount > 0
+
+    def remove_pairs(self, expired_at: float) -> None:
+        """Forget the pairs that have expired by then."""
+        self._writer.execute("DELETE FROM pairs WHERE expires_at <= ?", (expired_at,))
+
+    # --- reading: from any thread ---
+
+    def execution(self, service: str, version: str, execution_id: str) -> Execution | None:
+        """Find an execution of a service."""
+        row = self._reader.execute(
+            "SELECT * FROM executions WHERE id = ? AND service = ? AND version = ?",
+            (execution_id, service, version),
+        ).fetchone()
+        return None if row is None else Execution(*row)
+
+    def execution_ids(self, service: str, version: str) -> list[str]:
+        """Ids of a service's executions, oldest first."""
+        rows = self._reader.execute(
+            "SELECT id FROM executions WHERE service = ? AND version = ? ORDER BY number",
+            (service, version),
+        )
+        return [row[0] for row in rows]
+
+    def unfinished(self) -> list[Execution]:
+        """Executions that have records to score, oldest first."""
+        rows = self._reader.execute(
+            "SELECT * FROM executions WHERE state = ? ORDER BY number",
+            (BatchState.PENDING.value,),
+        )
+        return [Execution(*row) for row in rows]
+
+    def known_ids(self) -> set[str]:
+        """Ids of all executions."""
+        return {row[0] for row in self._reader.execute("SELECT id FROM executions")}
+
+    def done_positions(self, number: int) -> Iterator[int]:
+        """Positions that have an outcome."""
+        for row in self._reader.execute(
+            "SELECT position FROM results WHERE execution = ?", (number,)
+        ):
+            yield row[0]
+
+    def records(self, number: int, start: int, max_bytes: int) -> list[tuple[int, bytes]]:
+        """Positions and JSON texts of records, at least one unless there is none from ``start``."""
+        return self._range("SELECT position, input FROM records", number, start, max_bytes)
+
+    def outcomes(self, number: int, start: int, max_bytes: int) -> list[tuple[int, bytes]]:
+        """Positions and outcomes, at least one unless there is none from ``start``."""
+        return self._range("SELECT position, outcome FROM results", number, start, max_bytes)
+
+    def outcome(self, number: int, position: int) -> bytes | None:
+        """The outcome of one record."""
+        row = self._reader.execute(
+            "SELECT outcome FROM results WHERE execution = ? AND position = ?", (number, position)
+        ).fetchone()
+        return None if row is None else row[0]
+
+    def pairs(self) -> list[Pair]:
+        """All pairs of tokens."""
+        return [Pair(*row) for row in self._reader.execute("SELECT * FROM pairs")]
+
+    # --- inside ---
+
+    def _range(
+        self, select: str, number: int, start: int, max_bytes: int
+    ) -> list[tuple[int, bytes]]:
+        found: list[tuple[int, bytes]] = []
+        size = 0
+        for row in self._reader.execute(
+            f"{select} WHERE execution = ? AND position >= ? ORDER BY position", (number, start)
+        ):
+            found.append(row)
+            size += len(row[1])
+            if size >= max_bytes:
+                break
+        return found
+
+    @property
+    def _reader(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = self._connect()
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        # Closed by close(), which runs on another thread than the one that opened it.
+        connection = sqlite3.connect(
+            self._path, timeout=10, isolation_level=None, check_same_thread=False
+        )
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(f"PRAGMA journal_size_limit={_MAX_IDLE_LOG}")
+        self._connections.append(connection)
+        return connection
+
+    def _prepare(self) -> None:
+        found = self._writer.execute("PRAGMA user_version").fetchone()[0]
+        if found not in (0, _SCHEMA_VERSION):
+            raise InputError(
+                f"data folder: {self._path} has schema {found}, expected {_SCHEMA_VERSION}: "
+                "it belongs to another release"
+            )
+        if found == 0:
+            self._writer.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        self._writer.execute("PRAGMA journal_mode=WAL")
+        if found == 0:
+            self._writer.executescript(
+                f"BEGIN; {_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;"
+            )
+
+    def _transaction(self, work: Callable[..., T], args: tuple[Any, ...]) -> T:
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+            value = work(*args)
+            self._writer.execute("COMMIT")
+        except BaseException as error:
+            with suppress(sqlite3.OperationalError):
+                self._writer.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError):
+                text = str(error)
+                raise StorageError(f"storage: {text}", is_full="full" in text) from error
+            raise
+        return value

@@ -1,0 +1,349 @@
+"""A worker process: loads the services and scores records, one after another.
+
+Law: user code runs here and nowhere else. Whatever it does (raise, print, fill its folder, change
+the working directory, exit, hang) concerns its own record only; what cannot be put right in this
+process ends it, and the server starts another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import shutil
+import signal
+import socket
+import stat
+import sys
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any
+
+from airflow_mlbatch.errors import MLBatchError
+from airflow_mlbatch.protocol.intake import RecordReader
+from airflow_mlbatch.protocol.results import write_record_result
+from airflow_mlbatch.protocol.services import Service
+from airflow_mlbatch.protocol.values import Misfit, to_wire
+from airflow_mlbatch.server.registry import Published, load_services
+from airflow_mlbatch.server.wire import LENGTH, Described, Hello, Outcome, Task, decode_task, frame
+
+__all__ = ["LEAST_FREE_BYTES", "WorkerSettings", "work"]
+
+MAX_CONSOLE_CHARACTERS = 64 * 1024
+_MAX_MESSAGE_CHARACTERS = 4_000
+_MEMORY_CHECK_EVERY = 16
+LEAST_FREE_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker is started with.
+
+    :param sources: modules and files that publish services
+    :param scratch: where it makes the folders that records run in
+    :param max_records: leave after so many records; 0 for never
+    :param max_growth: leave when memory has grown by so many bytes since the services were loaded;
+        0 for never
+    """
+
+    sources: Sequence[str]
+    scratch: Path
+    max_records: int = 0
+    max_growth: int = 0
+
+
+def work(line: socket.socket, settings: WorkerSettings) -> None:
+    """The life of a worker process: until the server hangs up, or it has to leave."""
+    _become_worker()
+    try:
+        services = load_services(settings.sources)
+    except MLBatchError as error:
+        if error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
+        line.sendall(frame(Hello([], str(error))))
+        return
+    line.sendall(frame(Hello([Described.of(one.description) for one in services.values()])))
+    folder = _Folder(settings.scratch / f"worker-{os.getpid()}")
+    runners = {key: _Scorer(published, folder) for key, published in services.items()}
+    limits = _Limits(settings)
+    with line, line.makefile("rb") as words:
+        while True:
+            head = words.read(LENGTH.size)
+            if len(head) < LENGTH.size:
+                break
+            task = decode_task(words.read(*LENGTH.unpack(head)))
+            if not _run(task, runners[task.name, task.version], line, limits):
+                break
+    folder.remove()
+
+
+def _run(task: Task, scorer: _Scorer, line: socket.socket, limits: _Limits) -> bool:
+    """Score the records of a task; whether this worker may go on."""
+    for position, record in task.records:
+        result = scorer.score(record, os.path.join(task.keep_in, str(position)), task.with_files)
+        is_last = limits.are_reached()
+        line.sendall(frame(Outcome(position, result, is_last)))
+        if is_last:
+            return False
+    return True
+
+
+def _become_worker() -> None:
+    sys.path.insert(0, os.getcwd())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setsid"):
+        # A group of its own: what a service has started goes with the worker when it is killed.
+        os.setsid()
+    # What a library prints below Python goes to the log: stdout belongs to the ready line.
+    os.dup2(2, 1)
+    threading.Thread(target=_die_with_server, name="die-with-server", daemon=True).start()
+
+
+def _die_with_server() -> None:
+    server = parent_process()
+    if server is None:
+        return
+    server.join()
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+class _Limits:
+    """Says when a worker has done its share."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._count = 0
+        self._memory_at_start = _resident_bytes()
+
+    def are_reached(self) -> bool:
+        """Count a record; whether it was the last one."""
+        self._count += 1
+        if self._settings.max_records and self._count >= self._settings.max_records:
+            return True
+        if self._settings.max_growth and self._count % _MEMORY_CHECK_EVERY == 0:
+            return _resident_bytes() - self._memory_at_start > self._settings.max_growth
+        return False
+
+
+def _resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class _Folder:
+    """The folder a record runs in: empty at the start of each.
+
+    Making and removing a folder for each of a hundred thousand trivial records costs more than
+    scoring them, so a folder that was left empty is used again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._root, self._count = path, 0
+        self._current = ""
+
+    def enter(self) -> None:
+        """Be in an empty folder."""
+        if not self._current:
+            self._count += 1
+            self._current = str(self._root / str(self._count))
+            os.makedirs(self._current)
+        os.chdir(self._current)
+
+    def take(self, names: Sequence[str], keep_in: str) -> list[str]:
+        """Move the regular files of these names to ``keep_in``; returns those that were there."""
+        found: list[str] = []
+        for name in names:
+            path = os.path.join(self._current, name)
+            try:
+                if not stat.S_ISREG(os.lstat(path).st_mode):
+                    continue
+            except OSError:
+                continue
+            if not found:
+                # Left from a run whose outcome was not stored before the server stopped.
+                shutil.rmtree(keep_in, ignore_errors=True)
+                os.makedirs(keep_in)
+            os.replace(path, os.path.join(keep_in, name))
+            found.append(name)
+        return found
+
+    def leave(self) -> None:
+        """Forget the folder unless it is empty."""
+        os.chdir(self._root)
+        try:
+            with os.scandir(self._current) as entries:
+                is_empty = next(entries, None) is None
+        except OSError:
+            is_empty = False
+        if not is_empty:
+            shutil.rmtree(self._current, ignore_errors=True)
+            self._current = ""
+
+    def is_too_full(self, error: BaseException) -> bool:
+        """Whether it failed because the disk of the data folder is full, and not some other one."""
+        if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
+            return False
+        return shutil.disk_usage(self._root.parent).free < LEAST_FREE_BYTES
+
+    def remove(self) -> None:
+        """Leave nothing behind."""
+        os.chdir(self._root.parent)
+        shutil.rmtree(self._root, ignore_errors=True)
+
+
+class _Console(io.TextIOBase):
+    """Takes what a record prints, up to a limit."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._room = MAX_CONSOLE_CHARACTERS
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if self._room > 0:
+            self._pieces.append(text[: self._room])
+        self._room -= len(text)
+        return len(text)
+
+    def drain(self) -> str:
+        """What was printed since the last time, as text that UTF-8 can carry."""
+        if not self._pieces:
+            return ""
+        text = "".join(self._pieces)
+        if self._room < 0:
+            text += f"\n… ({-self._room:,} more characters were printed)"
+        self._pieces, self._room = [], MAX_CONSOLE_CHARACTERS
+        return _sendable(text)
+
+
+class _Scorer:
+    """Scores records with one service."""
+
+    def __init__(self, published: Published, folder: _Folder) -> None:
+        self._function = published.function
+        self._service = published.description
+        self._reader = RecordReader(self._service.inputs)
+        self._outputs = _Outputs(self._service)
+        self._folder = folder
+        self._console = _Console()
+
+    def score(self, record: bytes, keep_in: str, with_files: bool) -> bytes:
+        """Run the function on a record.
+
+        :return: the outcome as it is sent; empty when it has to be run again on a disk with space
+        """
+        outputs: Mapping[str, Any] = {}
+        names: Sequence[str] = ()
+        problem = ""
+        try:
+            self._folder.enter()
+            outputs = self._call(record)
+        except BaseException as error:
+            if self._folder.is_too_full(error):
+                self._folder.leave()
+                return b""
+            problem = _told(error)
+        try:
+            names = self._folder.take(self._service.artifacts, keep_in)
+        except OSError as error:
+            if self._folder.is_too_full(error):
+                return b""
+            outputs, problem = {}, problem or _told(error)
+        finally:
+            console = self._console.drain()
+            self._folder.leave()
+        files = None
+        if with_files:
+            files = {name: Path(keep_in, name).read_bytes() for name in names}
+        return write_record_result(
+            success=not problem,
+            outputs=outputs,
+            error=problem,
+            console_output=console,
+            changed_files=names,
+            files=files,
+        )
+
+    def _call(self, record: bytes) -> Mapping[str, Any]:
+        with contextlib.redirect_stdout(self._console):
+            return self._outputs.read(self._function(**self._reader.values(record)))
+
+
+class OutputError(Exception):
+    """What the function returned is not what its service declares."""
+
+
+def _told(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its message cannot be shown)"
+    name = type(error).__name__
+    return _sendable(f"{name}: {text}" if text else name)[:_MAX_MESSAGE_CHARACTERS]
+
+
+def _sendable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+class _Outputs:
+    """Reads what the function returns.
+
+    With one output it may be the bare value. A dict is taken for the outputs by name; for a
+    ``data.frame`` it may as well be the columns, and is, unless it holds just a table under the
+    name of the output.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._kinds = {parameter.name: parameter.type for parameter in service.outputs}
+        self._only = next(iter(self._kinds)) if len(self._kinds) == 1 else None
+
+    def read(self, returned: Any) -> Mapping[str, Any]:
+        """:raises OutputError: names the output that is missing, undeclared or of another type"""
+        if not self._kinds:
+            return {}
+        if self._only is not None and self._is_bare(returned, self._only):
+            return {self._only: self._value(self._only, returned)}
+        if not isinstance(returned, Mapping):
+            told = ", ".join(repr(name) for name in self._kinds)
+            raise OutputError(f"found {type(returned).__name__}, expected a dict with {told}")
+        for name in returned:
+            if name not in self._kinds:
+                raise OutputError(f"output {name!r} is not declared")
+        for name in self._kinds:
+            if name not in returned:
+                raise OutputError(f"output {name!r} is missing")
+        return {name: self._value(name, returned[name]) for name in self._kinds}
+
+    def _is_bare(self, returned: Any, only: str) -> bool:
+        if not isinstance(returned, Mapping):
+            return True
+        if self._kinds[only] != "data.frame":
+            return False
+        inner = returned.get(only)
+        is_table = isinstance(inner, Mapping) or hasattr(inner, "columns")
+        return set(returned) != {only} or not is_table
+
+    def _value(self, name: str, value: Any) -> Any:
+        try:
+            return to_wire(self._kinds[name], value)
+        except Misfit as misfit:
+            raise OutputError(f"output {name!r}: {misfit}") from None
