@@ -1,0 +1,5 @@
+"""The hook: login and the REST calls, under the names of the vendor's R functions in snake case."""
+
+from airflow_mlbatch.hooks.mlbatch import MLBatchHook
+
+__all__ = ["MLBatchHook"]

@@ -1,0 +1,98 @@
+"""One session for each server and user in a process that runs an event loop.
+
+A triggerer runs thousands of triggers in one process. They share a login, a token and a pool of
+connections for as long as one of them needs it; the last one to leave closes the pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow_mlbatch.hooks.settings import Settings, read_settings
+from airflow_mlbatch.protocol.flows import Flows, Policy
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Connection
+
+    from airflow_mlbatch.protocol.messages import Flow, Report
+    from airflow_mlbatch.transport.nonblocking import NonblockingDriver
+
+__all__ = ["AsyncSession", "acquire_session"]
+
+T = TypeVar("T")
+
+
+class AsyncSession:
+    """A share in the session with a server: release it when done.
+
+    ``flows`` are its conversations.
+    """
+
+    def __init__(self, key: _Key, flows: Flows, driver: NonblockingDriver) -> None:
+        self.flows = flows
+        self._key, self._driver = key, driver
+        self._users = 0
+
+    def share(self) -> AsyncSession:
+        """Take one more share."""
+        self._users += 1
+        return self
+
+    async def run(self, flow: Flow[T], on_report: Callable[[Report], None] | None = None) -> T:
+        """Carry out a conversation."""
+        return await self._driver.run(flow, on_report)
+
+    async def release(self) -> None:
+        """Give the share back."""
+        self._users -= 1
+        if self._users == 0:
+            _sessions.pop(self._key, None)
+            await self._driver.close()
+
+
+_Key = tuple[asyncio.AbstractEventLoop, Settings]
+_sessions: dict[_Key, AsyncSession] = {}
+
+
+async def acquire_session(conn_id: str) -> AsyncSession:
+    """Take a share in the session of a connection; the connection is looked up once.
+
+    :raises ConnectionConfigError: a field of the connection makes no sense
+    """
+    from airflow.providers.common.compat.connection import get_async_connection
+
+    from airflow_mlbatch.transport.nonblocking import NonblockingDriver
+
+    connection = await get_async_connection(conn_id)
+    settings = read_settings(connection, await _extra_of(connection))
+    key = (asyncio.get_running_loop(), settings)
+    # No await between look-up and entry: two triggers that start together share what the first made.
+    session = _sessions.get(key)
+    if session is None:
+        flows = Flows(settings.credentials, settings.endpoint.url, Policy())
+        driver = NonblockingDriver(settings.endpoint, conceal=_conceal)
+        session = _sessions[key] = AsyncSession(key, flows, driver)
+    return session.share()
+
+
+async def _extra_of(connection: Connection) -> Mapping[str, Any]:
+    try:
+        from airflow.providers.common.compat.connection import get_async_extra_dejson
+    except ImportError:
+        # The last common.compat for Python 3.10 is older than that function.
+        return await asyncio.to_thread(lambda: connection.extra_dejson)
+    return await get_async_extra_dejson(connection)
+
+
+async def _conceal(secret: str) -> None:
+    try:
+        from airflow.sdk.log import amask_secret
+    except ImportError:
+        # Before Airflow 3.3 there is only the synchronous one, which must not run on the loop.
+        from airflow.providers.common.compat.sdk import mask_secret
+
+        await asyncio.to_thread(mask_secret, secret)
+    else:
+        await amask_secret(secret)

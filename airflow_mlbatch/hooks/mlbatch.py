@@ -1,0 +1,434 @@
+"""The hook that synchronous code uses.
+
+Law: thin. A method names the conversation it wants; what is said stands in the protocol room, how it
+is carried in the transport room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow.providers.common.compat.sdk import BaseHook
+
+from airflow_mlbatch.errors import MLBatchError
+from airflow_mlbatch.hooks.settings import DEFAULT_PORT, Settings, read_settings
+from airflow_mlbatch.protocol.flows import PARALLEL_COUNT, Flows, Policy
+
+if TYPE_CHECKING:
+    from airflow_mlbatch.protocol.documents import ServerStatus
+    from airflow_mlbatch.protocol.messages import Flow, Report, Sink
+    from airflow_mlbatch.protocol.results import (
+        BatchResults,
+        BatchStatus,
+        RecordBlock,
+        RecordResult,
+    )
+    from airflow_mlbatch.protocol.services import Service
+    from airflow_mlbatch.transport.blocking import BlockingDriver
+
+__all__ = ["MLBatchHook"]
+
+T = TypeVar("T")
+
+# An `on_kill` handler has five seconds to live.
+_AT_ONCE = Policy(repeat_seconds=0.0, small_seconds=4.0)
+_AT_ONCE_TIMEOUT = 4.0
+
+
+class MLBatchHook(BaseHook):
+    """Talks to Machine Learning Server, or to anything that speaks its batch API.
+
+    Every method raises a :class:`~airflow_mlbatch.errors.MLBatchError`; its ``is_permanent`` tells
+    whether trying again later can help. Arguments that are the same in all methods:
+
+    ``service_name``, ``service_version``
+        a published service, any Unicode text
+    ``execution_id``
+        what :meth:`start_batch` returned
+    ``index``
+        the zero-based place of a record in its batch (the vendor's R client counts from one)
+
+    :param mlbatch_conn_id: an Airflow connection of type ``mlbatch``; see
+        :mod:`airflow_mlbatch.hooks.settings` for its fields
+    :param max_connections: how many threads that share this hook keep a line open
+    """
+
+    conn_name_attr = "mlbatch_conn_id"
+    default_conn_name = "mlbatch_default"
+    conn_type = "mlbatch"
+    hook_name = "Machine Learning Server"
+
+    def __init__(
+        self,
+        mlbatch_conn_id: str = default_conn_name,
+        *,
+        max_connections: int = 10,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.mlbatch_conn_id = mlbatch_conn_id
+        self._max_connections = max_connections
+        self._settings: Settings | None = None
+        self._flows: Flows | None = None
+        self._driver: BlockingDriver | None = None
+        self._services: dict[tuple[str, str], Service] = {}
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """The form of the connection on Airflow 3.0 and 3.1; later ones read provider info."""
+        return {
+            "hidden_fields": [],
+            "relabeling": {"schema": "Scheme (http or https)", "host": "Host or URL"},
+            "placeholders": {
+                "host": "mlserver.example.com",
+                "port": str(DEFAULT_PORT),
+                "login": "admin",
+                "extra": '{"verify": true, "read_timeout": 60}',
+            },
+        }
+
+    # --- the server ------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """The server's address, without a closing slash."""
+        return self._read_settings().endpoint.url
+
+    def get_conn(self) -> BlockingDriver:
+        """The driver that carries this hook's conversations; made on first use."""
+        if self._driver is None:
+            self._driver = self._make_driver(self._read_settings())
+        return self._driver
+
+    def close(self) -> None:
+        """Close the connections to the server."""
+        if self._driver is not None:
+            self._driver.close()
+            self._driver = None
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Log in and ask for the server's health; never raises."""
+        try:
+            status = self.get_server_status()
+        except MLBatchError as error:
+            return False, str(error)
+        except Exception as error:
+            # Airflow shows the text and nothing else, so there must be one.
+            return False, f"{type(error).__name__}: {error}"
+        return status.is_healthy, f"{self.url} says {status.status_code!r}"
+
+    def get_server_status(self) -> ServerStatus:
+        """The health of the server and of its parts."""
+        return self.run(self.flows.get_server_status())
+
+    # --- services --------------------------------------------------------------------------------
+
+    def list_services(self, service_name: str | None = None) -> list[Service]:
+        """All published services, or all versions of one."""
+        return self.run(self.flows.list_services(service_name))
+
+    def get_service(self, service_name: str, service_version: str) -> Service:
+        """What the server says about a service: inputs, outputs, artifacts.
+
+        :raises ServiceNotFoundError: it is not published
+        """
+        key = (service_name, service_version)
+        if key not in self._services:
+            self._services[key] = self.run(self.flows.get_service(service_name, service_version))
+        return self._services[key]
+
+    def get_swagger(self, service_name: str, service_version: str) -> dict[str, Any]:
+        """The Swagger 2.0 document of a service."""
+        return self.run(self.flows.get_swagger(service_name, service_version))
+
+    def consume(
+        self, service_name: str, service_version: str, inputs: Mapping[str, Any]
+    ) -> RecordResult:
+        """Score one record and wait for its result (request/response consumption).
+
+        :param inputs: a value for each declared input
+        :raises RecordError: an input is missing or does not fit; nothing was sent
+        """
+        service = self.get_service(service_name, service_version)
+        return self.run(self.flows.consume(service, inputs))
+
+    # --- batches ---------------------------------------------------------------------------------
+
+    def encode_records(
+        self, service_name: str, service_version: str, records: Any
+    ) -> tuple[bytes, int]:
+        """Check and cast records; returns the body that starts a batch, and their number."""
+        from airflow_mlbatch.protocol.records import encode_records
+
+        return encode_records(self.get_service(service_name, service_version).inputs, records)
+
+    def start_batch(
+        self,
+        service_name: str,
+        service_version: str,
+        records: Any,
+        parallel_count: int = PARALLEL_COUNT,
+    ) -> str:
+        """Start the scoring of records and return the execution id at once.
+
+        The request is never repeated once the server may have it.
+
+        :param records: a list of dicts, a dict of equally long columns, or a pandas DataFrame; only
+            declared inputs go out, cast to their declared types
+        :param parallel_count: how many records the server may score at once
+        :raises RecordError: a value does not fit; nothing was sent
+        :raises SubmissionUnknownError: the line was lost on the way; the batch may run, or not
+        """
+        body, _ = self.encode_records(service_name, service_version, records)
+        return self.start_encoded_batch(service_name, service_version, body, parallel_count)
+
+    def start_encoded_batch(
+        self,
+        service_name: str,
+        service_version: str,
+        body: bytes,
+        parallel_count: int = PARALLEL_COUNT,
+    ) -> str:
+        """:meth:`start_batch` with a body that :meth:`encode_records` made."""
+        return self.run(self.flows.start_batch(service_name, service_version, body, parallel_count))
+
+    def list_batch_executions(self, service_name: str, service_version: str) -> list[str]:
+        """Ids of the executions that the server keeps for a service, running and finished."""
+        return self.run(self.flows.list_batch_executions(service_name, service_version))
+
+    def get_batch(self, service_name: str, service_version: str, execution_id: str) -> BatchResults:
+        """An execution by its id, with the results that it has so far."""
+        return self.get_batch_results(service_name, service_version, execution_id)
+
+    def get_batch_status(
+        self, service_name: str, service_version: str, execution_id: str
+    ) -> BatchStatus:
+        """State and counts; stops reading the reply once they are known.
+
+        :raises ExecutionNotFoundError: it was cancelled, deleted, or never there
+        """
+        return self.run(self.flows.get_batch_status(service_name, service_version, execution_id))
+
+    def get_batch_results(
+        self, service_name: str, service_version: str, execution_id: str, partial: bool = True
+    ) -> BatchResults:
+        """State, counts and the result of each record, all in memory.
+
+        :param partial: whether to show what is scored already while the batch still runs
+        """
+        from airflow_mlbatch.protocol.results import BatchResults
+
+        records: list[RecordResult] = []
+        status = self.read_batch_results(
+            service_name,
+            service_version,
+            execution_id,
+            lambda block: records.extend(block),
+            partial=partial,
+            restart=records.clear,
+        )
+        return BatchResults(status, tuple(records))
+
+    def read_batch_results(
+        self,
+        service_name: str,
+        service_version: str,
+        execution_id: str,
+        take: Callable[[RecordBlock], None],
+        *,
+        partial: bool = False,
+        restart: Callable[[], None] | None = None,
+    ) -> BatchStatus:
+        """Results in blocks while they arrive, so that nobody holds a large batch whole.
+
+        :param take: called with each block, in input order
+        :param restart: called when reading starts over after a lost line, to forget what was taken
+        """
+        service = self.get_service(service_name, service_version)
+        return self.run(
+            self.flows.read_batch_results(
+                service_name,
+                service_version,
+                execution_id,
+                service.outputs,
+                take,
+                partial=partial,
+                restart=restart,
+            )
+        )
+
+    def watch_batch(
+        self,
+        service_name: str,
+        service_version: str,
+        execution_id: str,
+        *,
+        poll_interval: float = 3.0,
+        deadline: float | None = None,
+        on_report: Callable[[Report], None] | None = None,
+    ) -> BatchStatus:
+        """Poll until the execution is complete or failed.
+
+        :param poll_interval: seconds between polls
+        :param deadline: epoch seconds
+        :param on_report: called after each poll
+        :raises BatchTimeoutError: the deadline passed
+        """
+        flow = self.flows.watch_batch(
+            service_name,
+            service_version,
+            execution_id,
+            poll_interval=poll_interval,
+            deadline=deadline,
+        )
+        return self.run(flow, on_report)
+
+    def cancel_batch(self, service_name: str, service_version: str, execution_id: str) -> bool:
+        """Cancel an execution and delete its results and artifacts.
+
+        :return: false when it was gone already
+        """
+        return self.run(self.flows.cancel_batch(service_name, service_version, execution_id))
+
+    def cancel_batch_at_once(
+        self, service_name: str, service_version: str, execution_id: str
+    ) -> None:
+        """One DELETE with the token in hand, for a signal handler with seconds to live.
+
+        A line of its own: the one of this hook may be in the middle of a request.
+        """
+        from dataclasses import replace
+
+        from airflow_mlbatch.protocol.flows import Credentials
+
+        settings = self._read_settings()
+        token = self.flows.held_token
+        credentials = Credentials(token=token) if token else settings.credentials
+        endpoint = replace(
+            settings.endpoint, connect_timeout=_AT_ONCE_TIMEOUT, read_timeout=_AT_ONCE_TIMEOUT
+        )
+        driver = self._make_driver(replace(settings, endpoint=endpoint))
+        flows = Flows(credentials, endpoint.url, _AT_ONCE)
+        try:
+            driver.run(flows.cancel_batch(service_name, service_version, execution_id))
+        finally:
+            driver.close()
+
+    # --- artifacts -------------------------------------------------------------------------------
+
+    def list_artifacts(
+        self, service_name: str, service_version: str, execution_id: str, index: int
+    ) -> list[str]:
+        """Names of the files that a record left."""
+        return self.run(
+            self.flows.list_artifacts(service_name, service_version, execution_id, index)
+        )
+
+    def get_artifact(
+        self,
+        service_name: str,
+        service_version: str,
+        execution_id: str,
+        index: int,
+        file_name: str,
+        *,
+        max_bytes: int | None = None,
+    ) -> bytes:
+        """The content of a file, in memory.
+
+        :param max_bytes: most bytes to accept
+        :raises ArtifactNotFoundError: the record left no file of this name
+        :raises ReplyTooLargeError: there are more
+        """
+        return self.run(
+            self.flows.get_artifact(
+                service_name,
+                service_version,
+                execution_id,
+                index,
+                file_name,
+                max_body=max_bytes,
+            )
+        )
+
+    def stream_artifact(
+        self,
+        service_name: str,
+        service_version: str,
+        execution_id: str,
+        index: int,
+        file_name: str,
+        open_sink: Callable[[], Sink],
+    ) -> None:
+        """Hand the content of a file on in pieces.
+
+        :param open_sink: called when the content begins, and again when a lost line starts it over
+        """
+        self.run(
+            self.flows.get_artifact(
+                service_name,
+                service_version,
+                execution_id,
+                index,
+                file_name,
+                open_sink=open_sink,
+            )
+        )
+
+    def download_artifacts(
+        self,
+        service_name: str,
+        service_version: str,
+        execution_id: str,
+        index: int,
+        file_names: Sequence[str] | None = None,
+        dest: str | Path = ".",
+    ) -> list[str]:
+        """Download files of a record into a folder.
+
+        :param file_names: all files of the record unless given
+        :param dest: a folder on this machine; it must exist
+        :return: the path of each file, in the order of the names
+        :raises InputError: there is no such folder
+        :raises UnsafeNameError: the server gave a name that would leave the folder
+        """
+        from airflow_mlbatch.datasets.downloads import download_files
+
+        if file_names is None:
+            file_names = self.list_artifacts(service_name, service_version, execution_id, index)
+        return download_files(
+            Path(dest),
+            file_names,
+            lambda name, open_sink: self.stream_artifact(
+                service_name, service_version, execution_id, index, name, open_sink
+            ),
+        )
+
+    # --- how -------------------------------------------------------------------------------------
+
+    @property
+    def flows(self) -> Flows:
+        """The conversations of this hook's session."""
+        if self._flows is None:
+            settings = self._read_settings()
+            self._flows = Flows(settings.credentials, settings.endpoint.url)
+        return self._flows
+
+    def run(self, flow: Flow[T], on_report: Callable[[Report], None] | None = None) -> T:
+        """Carry out one of :attr:`flows`."""
+        return self.get_conn().run(flow, on_report)
+
+    def _read_settings(self) -> Settings:
+        if self._settings is None:
+            connection = self.get_connection(self.mlbatch_conn_id)
+            self._settings = read_settings(connection, connection.extra_dejson)
+        return self._settings
+
+    def _make_driver(self, settings: Settings) -> BlockingDriver:
+        from airflow.providers.common.compat.sdk import mask_secret
+
+        from airflow_mlbatch.transport.blocking import BlockingDriver
+
+        return BlockingDriver(settings.endpoint, mask_secret, self._max_connections)

@@ -1,0 +1,96 @@
+"""What our errors mean to Airflow, and how an outcome travels from a trigger to its task.
+
+Law: one translation for synchronous and deferred code, so that a batch ends in the same way whoever
+watched it. What crossed a process boundary is checked: an unknown event fails the task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_mlbatch import errors
+from airflow_mlbatch.errors import BatchFailedError, ContractError, MLBatchError
+from airflow_mlbatch.protocol.results import BatchStatus
+from airflow_mlbatch.protocol.states import BatchState
+
+__all__ = ["airflow_errors", "checked", "event_of", "status_of_event", "summary"]
+
+
+@contextmanager
+def airflow_errors() -> Iterator[None]:
+    """Turn permanent errors into the exception that Airflow does not retry; leave the others."""
+    try:
+        yield
+    except MLBatchError as error:
+        if error.is_permanent:
+            raise AirflowFailException(str(error)) from error
+        raise
+
+
+def checked(execution_id: str, status: BatchStatus) -> BatchStatus:
+    """The status of an execution that is over.
+
+    :raises BatchFailedError: it failed
+    """
+    if status.state is BatchState.FAILED:
+        raise BatchFailedError(f"execution {execution_id} failed on the server after {status}")
+    return status
+
+
+def summary(execution_id: str, status: BatchStatus) -> dict[str, Any]:
+    """A status as XCom takes it."""
+    return {
+        "execution_id": execution_id,
+        "state": status.state.value,
+        "completed_item_count": status.completed_item_count,
+        "total_item_count": status.total_item_count,
+    }
+
+
+def event_of(execution_id: str, outcome: BatchStatus | MLBatchError) -> dict[str, Any]:
+    """An outcome as a trigger's event: plain JSON, no secrets."""
+    if isinstance(outcome, BatchStatus):
+        return {"status": "done", **summary(execution_id, outcome)}
+    return {
+        "status": "error",
+        "execution_id": execution_id,
+        "error": type(outcome).__name__,
+        "message": str(outcome),
+        "is_permanent": outcome.is_permanent,
+    }
+
+
+def status_of_event(event: Any) -> tuple[str, BatchStatus]:
+    """Read an event back: the execution id and its status.
+
+    :raises MLBatchError: the error that the trigger met, of the same class
+    :raises ContractError: this is no event of ours
+    """
+    if not isinstance(event, dict) or not isinstance(event.get("execution_id"), str):
+        raise ContractError(
+            f"trigger event: found {event!r:.200}, expected one with an execution_id"
+        )
+    if event.get("status") == "done":
+        state = BatchState.parse(event.get("state"))
+        done, total = event.get("completed_item_count"), event.get("total_item_count")
+        if state.is_terminal and isinstance(done, int) and isinstance(total, int):
+            return event["execution_id"], BatchStatus(state, done, total)
+    if event.get("status") == "error" and isinstance(event.get("message"), str):
+        raise _error_of(event)
+    raise ContractError(f"trigger event: found {event!r:.200}, expected the end of a batch")
+
+
+def _error_of(event: dict[str, Any]) -> MLBatchError:
+    kind = getattr(errors, str(event.get("error")), None)
+    if isinstance(kind, type) and issubclass(kind, MLBatchError):
+        try:
+            return kind(event["message"])
+        except TypeError:
+            pass  # an error with a longer signature: its base says the same
+    error = MLBatchError(event["message"])
+    error.is_permanent = bool(event.get("is_permanent"))
+    return error

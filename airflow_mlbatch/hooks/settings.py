@@ -1,0 +1,135 @@
+"""What an Airflow connection says, read once for synchronous and asynchronous code.
+
+==================== ================================================================================
+field                meaning
+==================== ================================================================================
+host                 a name, or a whole URL with an optional path prefix
+schema               ``http`` (default) or ``https``; not needed where the host is a URL
+port                 12800 unless given; a URL brings its own
+login, password      for the login; with ``auth: token`` the password is a ready bearer token
+extra ``auth``       ``password`` (default) or ``token``
+extra ``verify``     ``true`` (default), ``false``, or the path of a CA bundle
+extra ``client_cert``  path of a client certificate (PEM), ``client_key`` of its key
+extra ``connect_timeout``, ``read_timeout``  seconds
+==================== ================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from airflow_mlbatch.errors import ConnectionConfigError
+from airflow_mlbatch.protocol.flows import Credentials
+from airflow_mlbatch.transport.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Connection
+
+__all__ = ["DEFAULT_PORT", "Settings", "read_settings"]
+
+DEFAULT_PORT = 12800
+_AUTHS = ("password", "token")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A server and how to get a token for it; equal settings may share a session."""
+
+    endpoint: Endpoint
+    credentials: Credentials
+
+
+def read_settings(connection: Connection, extra: Mapping[str, Any]) -> Settings:
+    """Read a connection.
+
+    :param extra: its extra field, decoded (the caller knows whether to do that on an event loop)
+    :raises ConnectionConfigError: names the field, what was found and what was expected
+    """
+    conn_id = connection.conn_id
+    try:
+        verify = _verify(extra.get("verify", True))
+        endpoint = Endpoint(
+            url=_url(connection),
+            verify=verify,
+            client_cert=_text(extra, "client_cert"),
+            client_key=_text(extra, "client_key"),
+            connect_timeout=_seconds(extra, "connect_timeout", Endpoint.connect_timeout),
+            read_timeout=_seconds(extra, "read_timeout", Endpoint.read_timeout),
+        )
+        if endpoint.client_key and not endpoint.client_cert:
+            raise ConnectionConfigError("client_cert: found nothing, expected one for client_key")
+        return Settings(endpoint, _credentials(connection, extra))
+    except ConnectionConfigError as error:
+        raise ConnectionConfigError(f"connection {conn_id!r}, {error}") from None
+
+
+def _url(connection: Connection) -> str:
+    host = (connection.host or "").strip().rstrip("/")
+    if not host:
+        raise ConnectionConfigError("host: found nothing, expected a name or a URL")
+    schema = (connection.schema or "http").strip().casefold()
+    is_whole = "://" in host
+    parts = urlsplit(host if is_whole else f"{schema}://{host}")
+    try:
+        port = parts.port or connection.port or (None if is_whole else DEFAULT_PORT)
+    except ValueError:
+        raise ConnectionConfigError(f"host: found {host!r}, expected a name or a URL") from None
+    if parts.scheme not in ("http", "https"):
+        field = "host" if is_whole else "schema"
+        raise ConnectionConfigError(f"{field}: found {parts.scheme!r}, expected http or https")
+    if not parts.hostname or parts.username or parts.query or parts.fragment:
+        raise ConnectionConfigError(
+            "host: expected a name or a URL without user, query or fragment"
+        )
+    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{name}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
+
+
+def _credentials(connection: Connection, extra: Mapping[str, Any]) -> Credentials:
+    auth = str(extra.get("auth") or "password").casefold()
+    if auth not in _AUTHS:
+        raise ConnectionConfigError(f"auth: found {auth!r}, expected one of {', '.join(_AUTHS)}")
+    if not connection.password:
+        wanted = "a bearer token" if auth == "token" else "the password of the login"
+        raise ConnectionConfigError(f"password: found nothing, expected {wanted}")
+    if auth == "token":
+        return Credentials(token=connection.password)
+    if not connection.login:
+        raise ConnectionConfigError("login: found nothing, expected the name of the user")
+    return Credentials(connection.login, connection.password)
+
+
+def _verify(value: Any) -> bool | str:
+    if value is None or value == "":
+        return True
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip()
+    if word.casefold() in ("true", "false"):
+        return word.casefold() == "true"
+    return word
+
+
+def _text(extra: Mapping[str, Any], key: str) -> str | None:
+    value = extra.get(key)
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise ConnectionConfigError(f"{key}: found {value!r}, expected text")
+    return value
+
+
+def _seconds(extra: Mapping[str, Any], key: str, default: float) -> float:
+    value = extra.get(key)
+    if value is None or value == "":
+        return default
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ConnectionConfigError(f"{key}: found {value!r}, expected a number of seconds above 0")
+    return seconds

@@ -1,0 +1,5 @@
+"""Links that the task's page shows."""
+
+from airflow_mlbatch.links.batch_execution import BatchExecutionLink, batch_url
+
+__all__ = ["BatchExecutionLink", "batch_url"]

@@ -1,0 +1,35 @@
+"""The address of an execution on the server.
+
+``get_link`` runs on the worker at the end of each segment of a task, with the operator that ran, and
+what it returns is stored: so it only hands out what the operator found out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseOperatorLink
+
+from airflow_mlbatch.protocol import routes
+
+if TYPE_CHECKING:
+    from airflow.sdk.types import TaskInstanceKey
+
+__all__ = ["BatchExecutionLink", "batch_url"]
+
+
+def batch_url(server_url: str, service_name: str, service_version: str, execution_id: str) -> str:
+    """Where the server shows an execution's state and results."""
+    return server_url + routes.BATCH.path(
+        name=service_name, version=service_version, executionId=execution_id
+    )
+
+
+class BatchExecutionLink(BaseOperatorLink):
+    """Opens the execution on the server; the operator keeps the address in ``batch_url``."""
+
+    name = "Batch execution"
+
+    def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
+        """The address, or nothing before there is an execution."""
+        return str(getattr(operator, "batch_url", "") or "")

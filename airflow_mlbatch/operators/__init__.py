@@ -1,0 +1,13 @@
+"""Operators."""
+
+from airflow_mlbatch.operators.artifact_download import ArtifactDownloadOperator
+from airflow_mlbatch.operators.batch_delete import BatchDeleteOperator
+from airflow_mlbatch.operators.batch_results import BatchResultsOperator
+from airflow_mlbatch.operators.batch_score import BatchScoreOperator
+
+__all__ = [
+    "ArtifactDownloadOperator",
+    "BatchDeleteOperator",
+    "BatchResultsOperator",
+    "BatchScoreOperator",
+]

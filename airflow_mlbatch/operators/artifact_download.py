@@ -1,0 +1,267 @@
+"""Fetches the files that records left."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from airflow_mlbatch.errors import InputError, ReplyTooLargeError
+from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks.outcomes import airflow_errors
+from airflow_mlbatch.links import BatchExecutionLink, batch_url
+from airflow_mlbatch.operators.locations import location
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_mlbatch.datasets.downloads import ArtifactDownload, DownloadedFile
+
+__all__ = ["ArtifactDownloadOperator"]
+
+MIB = 1024 * 1024
+# A manifest goes through XCom with its files up to this many; beyond, only the file holds them.
+_FILES_IN_XCOM = 1000
+
+
+class ArtifactDownloadOperator(BaseOperator):
+    """Downloads files of a batch's records, to storage or into XCom.
+
+    With ``dest`` each file is streamed to its place, whole or not at all, and the XCom is the
+    manifest: ``dest``, ``manifest_path``, ``file_count``, ``byte_count`` and, up to 1,000 of them,
+    ``files`` (``index``, ``file_name``, ``path``, ``bytes``, ``sha256``). A retry fetches only what
+    is missing.
+
+    Without ``dest`` the XCom is a list of ``index``, ``file_name``, ``encoding`` (``text`` or
+    ``base64``) and ``content``.
+
+    :param service_name: a published service
+    :param service_version: its version
+    :param execution_id: a complete batch
+    :param indexes: zero-based places of the records; all unless given
+    :param file_names: names or globs (``*.png``); all files unless given
+    :param dest: a folder, anywhere that Airflow's ``ObjectStoragePath`` reaches
+    :param dest_conn_id: the connection of that storage
+    :param path_template: where a file goes below ``dest``, from ``{index}`` and ``{file_name}``
+    :param max_connections: how many requests are under way at once
+    :param max_xcom_bytes: most bytes that may go through XCom, all files together
+    :param mlbatch_conn_id: connection of type ``mlbatch``
+    """
+
+    template_fields: Sequence[str] = (
+        "service_name",
+        "service_version",
+        "execution_id",
+        "indexes",
+        "file_names",
+        "dest",
+        "dest_conn_id",
+        "path_template",
+        "mlbatch_conn_id",
+    )
+    operator_extra_links = (BatchExecutionLink(),)
+    ui_color = "#e3f0d9"
+
+    def __init__(
+        self,
+        *,
+        service_name: str,
+        service_version: str,
+        execution_id: str,
+        indexes: Any = None,
+        file_names: Any = None,
+        dest: str | None = None,
+        dest_conn_id: str | None = None,
+        path_template: str = "{index}/{file_name}",
+        max_connections: int = 16,
+        max_xcom_bytes: int = MIB,
+        mlbatch_conn_id: str = MLBatchHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.service_name = service_name
+        self.service_version = service_version
+        self.execution_id = execution_id
+        self.indexes = indexes
+        self.file_names = file_names
+        self.dest = dest
+        self.dest_conn_id = dest_conn_id
+        self.path_template = path_template
+        self.max_connections = max_connections
+        self.max_xcom_bytes = max_xcom_bytes
+        self.mlbatch_conn_id = mlbatch_conn_id
+        self.batch_url = ""
+
+    def execute(self, context: Context) -> Any:
+        """Fetch the files."""
+        with airflow_errors():
+            globs = self._globs()
+            indexes = self._wanted_indexes()
+            hook = MLBatchHook(self.mlbatch_conn_id, max_connections=self.max_connections)
+            self.batch_url = batch_url(
+                hook.url, self.service_name, self.service_version, self.execution_id
+            )
+            if indexes is None:
+                status = hook.get_batch_status(*self._named())
+                indexes = range(status.total_item_count)
+            try:
+                if self.dest is None:
+                    return self._to_xcom(hook, indexes, globs)
+                return self._to_storage(hook, indexes, globs)
+            finally:
+                hook.close()
+
+    # --- what is wanted --------------------------------------------------------------------------
+
+    def _named(self) -> tuple[str, str, str]:
+        return self.service_name, self.service_version, self.execution_id
+
+    def _globs(self) -> list[str] | None:
+        found = self.file_names
+        if found is None:
+            return None
+        if isinstance(found, str):
+            found = [found]
+        if not isinstance(found, list | tuple) or not all(isinstance(name, str) for name in found):
+            raise InputError(f"file_names: found {found!r:.80}, expected names or globs")
+        return list(found)
+
+    def _wanted_indexes(self) -> Sequence[int] | None:
+        found = self.indexes
+        if found is None or isinstance(found, range):
+            return found
+        if isinstance(found, int | str):
+            found = [found]
+        try:
+            # A rendered template is text.
+            indexes = [int(index) if isinstance(index, str) else index for index in found]
+        except (TypeError, ValueError):
+            indexes = [None]
+        for index in indexes:
+            if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+                raise InputError(
+                    f"indexes: found {self.indexes!r:.80}, expected zero-based whole numbers"
+                )
+        return list(dict.fromkeys(indexes))
+
+    def _check_connections(self) -> int:
+        if isinstance(self.max_connections, bool) or not isinstance(self.max_connections, int):
+            raise InputError(
+                f"max_connections: found {self.max_connections!r}, expected a whole number"
+            )
+        if self.max_connections < 1:
+            raise InputError(f"max_connections: found {self.max_connections}, expected at least 1")
+        return self.max_connections
+
+    def _files_of(self, hook: MLBatchHook, index: int, globs: list[str] | None) -> list[str]:
+        names = hook.list_artifacts(*self._named(), index)
+        if globs is None:
+            return names
+        return [name for name in names if any(fnmatchcase(name, glob) for glob in globs)]
+
+    # --- where it goes ---------------------------------------------------------------------------
+
+    def _to_storage(
+        self, hook: MLBatchHook, indexes: Sequence[int], globs: list[str] | None
+    ) -> dict[str, Any]:
+        from airflow_mlbatch.datasets.downloads import ArtifactDownload, in_threads
+
+        assert self.dest is not None
+        dest = location(self.dest, self.dest_conn_id)
+        download = ArtifactDownload(dest, self.path_template, self.execution_id)
+
+        def job(index: int) -> Callable[[], list[DownloadedFile]]:
+            return lambda: [
+                self._store(hook, download, index, name)
+                for name in self._files_of(hook, index, globs)
+            ]
+
+        files: list[DownloadedFile] = []
+        try:
+            for done in in_threads(map(job, indexes), self._check_connections()):
+                files.extend(done)
+        except BaseException:
+            download.keep()
+            raise
+        manifest = download.finish(
+            files,
+            service_name=self.service_name,
+            service_version=self.service_version,
+            server=hook.url,
+        )
+        byte_count = sum(file.bytes for file in files)
+        self.log.info(
+            "downloaded %s files of %s records, %s bytes, to %s (%s were there already)",
+            f"{len(files):,}",
+            f"{len(indexes):,}",
+            f"{byte_count:,}",
+            self.dest,
+            f"{len(files) - download.fetched_count:,}",
+        )
+        return self._summary(str(manifest), files, byte_count)
+
+    def _store(
+        self, hook: MLBatchHook, download: ArtifactDownload, index: int, name: str
+    ) -> DownloadedFile:
+        return download.fetch(
+            index,
+            name,
+            lambda open_sink: hook.stream_artifact(*self._named(), index, name, open_sink),
+        )
+
+    def _summary(
+        self, manifest: str, files: list[DownloadedFile], byte_count: int
+    ) -> dict[str, Any]:
+        from dataclasses import asdict
+
+        summary: dict[str, Any] = {
+            "execution_id": self.execution_id,
+            "dest": self.dest,
+            "manifest_path": manifest,
+            "file_count": len(files),
+            "byte_count": byte_count,
+        }
+        if len(files) <= _FILES_IN_XCOM:
+            files = sorted(files, key=lambda file: (file.index, file.file_name))
+            summary["files"] = [asdict(file) for file in files]
+        return summary
+
+    def _to_xcom(
+        self, hook: MLBatchHook, indexes: Sequence[int], globs: list[str] | None
+    ) -> list[dict[str, Any]]:
+        contents, count = [], 0
+        for index, name in self._named_files(hook, indexes, globs):
+            try:
+                content = hook.get_artifact(
+                    *self._named(), index, name, max_bytes=self.max_xcom_bytes - count
+                )
+            except ReplyTooLargeError:
+                raise InputError(
+                    f"max_xcom_bytes: found more than {self.max_xcom_bytes:,} bytes of files at "
+                    f"{name!r} of record {index}, expected at most that; give dest to write them "
+                    "to storage"
+                ) from None
+            count += len(content)
+            contents.append({"index": index, "file_name": name, **_as_json(content)})
+        return contents
+
+    def _named_files(
+        self, hook: MLBatchHook, indexes: Sequence[int], globs: list[str] | None
+    ) -> Iterator[tuple[int, str]]:
+        for index in indexes:
+            for name in self._files_of(hook, index, globs):
+                yield index, name
+
+
+def _as_json(content: bytes) -> dict[str, str]:
+    """Text as text, anything else as base64."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        return {"encoding": "base64", "content": base64.b64encode(content).decode("ascii")}
+    return {"encoding": "text", "content": text}

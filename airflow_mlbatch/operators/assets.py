@@ -1,0 +1,53 @@
+"""The asset that a written table is, with its counts as metadata.
+
+An asset has to be known when the Dag is parsed. So a path without a template becomes an outlet by
+itself; for a templated one the author gives ``outlets`` with an ``Asset`` or an ``AssetAlias``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import Asset, AssetAlias
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+__all__ = ["emit", "with_outlet"]
+
+
+def with_outlet(kwargs: dict[str, Any], path: Any) -> dict[str, Any]:
+    """The operator's arguments, with the asset of a fixed path among its outlets."""
+    uri = _uri(path)
+    if uri is None:
+        return kwargs
+    outlets = kwargs.get("outlets") or []
+    outlets = list(outlets) if isinstance(outlets, list | tuple) else [outlets]
+    if any(isinstance(outlet, Asset) and outlet.uri.rstrip("/") == uri for outlet in outlets):
+        return kwargs
+    return {**kwargs, "outlets": [*outlets, Asset(uri=uri)]}
+
+
+def emit(context: Context, outlets: Any, path: str, extra: Mapping[str, Any]) -> None:
+    """Tell Airflow what is in the asset now.
+
+    :param outlets: the task's outlets: assets get the metadata, aliases also the asset
+    :param extra: counts and ids
+    """
+    events: Any = context["outlet_events"]
+    for outlet in outlets or ():
+        if isinstance(outlet, AssetAlias):
+            uri = _uri(path)
+            if uri is not None:
+                events[outlet].add(Asset(uri=uri), extra=dict(extra))
+        elif isinstance(outlet, Asset):
+            events[outlet].extra.update(extra)
+
+
+def _uri(path: Any) -> str | None:
+    if not isinstance(path, str) or "{{" in path or "{%" in path:
+        return None
+    if path.startswith("/"):
+        return f"file://{path.rstrip('/')}"
+    return path.rstrip("/") if "://" in path else None

@@ -1,0 +1,79 @@
+"""Deletes executions from the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from airflow_mlbatch.errors import InputError
+from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks.outcomes import airflow_errors
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+__all__ = ["BatchDeleteOperator"]
+
+
+class BatchDeleteOperator(BaseOperator):
+    """Cancels executions where they still run, and deletes their results and artifacts.
+
+    What is gone already is no error, so that a retry and a teardown may run it again. Returns the ids
+    that this attempt deleted.
+
+    :param service_name: a published service
+    :param service_version: its version
+    :param execution_ids: one id, or a list of ids; ``None`` in the list (a batch that was never
+        started) is passed over
+    :param mlbatch_conn_id: connection of type ``mlbatch``
+    """
+
+    template_fields: Sequence[str] = (
+        "service_name",
+        "service_version",
+        "execution_ids",
+        "mlbatch_conn_id",
+    )
+    ui_color = "#f3d9d9"
+
+    def __init__(
+        self,
+        *,
+        service_name: str,
+        service_version: str,
+        execution_ids: Any,
+        mlbatch_conn_id: str = MLBatchHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.service_name = service_name
+        self.service_version = service_version
+        self.execution_ids = execution_ids
+        self.mlbatch_conn_id = mlbatch_conn_id
+
+    def execute(self, context: Context) -> list[str]:
+        """Delete them one after another."""
+        hook = MLBatchHook(self.mlbatch_conn_id)
+        deleted = []
+        with airflow_errors():
+            for execution_id in self._ids():
+                if hook.cancel_batch(self.service_name, self.service_version, execution_id):
+                    deleted.append(execution_id)
+                else:
+                    self.log.info("execution %s was gone already", execution_id)
+        self.log.info("deleted %s executions", f"{len(deleted):,}")
+        return deleted
+
+    def _ids(self) -> list[str]:
+        found = self.execution_ids
+        if isinstance(found, str) or found is None:
+            found = [found]
+        if not isinstance(found, Iterable):
+            raise InputError(f"execution_ids: found {found!r:.80}, expected an id or a list of ids")
+        ids = [execution_id for execution_id in found if execution_id not in (None, "")]
+        for execution_id in ids:
+            if not isinstance(execution_id, str):
+                raise InputError(f"execution_ids: found {execution_id!r:.80}, expected an id")
+        return ids

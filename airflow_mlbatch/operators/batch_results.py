@@ -1,0 +1,452 @@
+"""Reads a batch's results: into XCom, or into a table beside its inputs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+from airflow_mlbatch.errors import BatchError, InputError, RecordsFailedError
+from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks.outcomes import airflow_errors, checked
+from airflow_mlbatch.links import BatchExecutionLink, batch_url
+from airflow_mlbatch.operators.assets import emit, with_outlet
+from airflow_mlbatch.operators.locations import location
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_mlbatch.datasets.failures import FailureLog, FailurePolicy
+    from airflow_mlbatch.datasets.readers import TableRows
+    from airflow_mlbatch.datasets.writers import WrittenTable
+    from airflow_mlbatch.protocol.results import RecordBlock, RecordResult
+    from airflow_mlbatch.protocol.services import Service
+
+__all__ = ["BatchResultsOperator"]
+
+
+@dataclass
+class Rescored:
+    """What further tries of the failed records brought.
+
+    :param results: by index in the first batch
+    :param execution_ids: of the further batches, which are deleted already
+    """
+
+    results: dict[int, RecordResult] = field(default_factory=dict)
+    execution_ids: list[str] = field(default_factory=list)
+
+
+class BatchResultsOperator(BaseOperator):
+    """Writes one row for each record of a complete batch, in order, or returns them through XCom.
+
+    With ``output_path`` the row holds the kept input columns, the outputs (scalars as they are, a
+    one-row data.frame as columns ``{output}_{column}``, other values nested), ``mlbatch_index``,
+    ``mlbatch_success`` and ``mlbatch_error``. The table appears whole or not at all, with
+    ``{name}.manifest.json`` beside it, and the manifest is the XCom. There must be as many rows as
+    the input has.
+
+    Without it the XCom is a list with one dict for each record: ``index``, the outputs, ``success``
+    and ``error``.
+
+    The task fails when more records failed than ``max_failed_records`` allows; the error names the
+    first of them.
+
+    :param service_name: a published service
+    :param service_version: its version
+    :param execution_id: a complete batch
+    :param output_path: a file to write, anywhere that Airflow's ``ObjectStoragePath`` reaches
+    :param output_conn_id: the connection of that storage
+    :param format: ``parquet``, ``csv``, ``tsv`` or ``jsonl``, where the name does not tell
+    :param input_path: the table that was scored; needed for its columns, and for ``rescore_failed``
+    :param input_conn_id: the connection of that storage
+    :param input_format: its format, where the name does not tell
+    :param columns: the table's column for an input, as for the scoring
+    :param row_range: ``(start, stop)`` of the table that was scored, as for the scoring
+    :param keep_columns: ``"all"`` columns of the input, a list of them, or ``None``
+    :param id_columns: columns of the input that come first
+    :param max_failed_records: a count, or a fraction of the records; 0 by default
+    :param rejects_path: where the failed rows go, with their inputs and errors
+    :param rejects_conn_id: the connection of that storage
+    :param rescore_failed: how often the failed records are scored again, in a batch of their own,
+        before they are judged
+    :param parallel_count: how many records the server may score at once when it does so
+    :param poll_interval: seconds between polls then
+    :param max_xcom_records: most records that may go through XCom
+    :param mlbatch_conn_id: connection of type ``mlbatch``
+    """
+
+    template_fields: Sequence[str] = (
+        "service_name",
+        "service_version",
+        "execution_id",
+        "output_path",
+        "output_conn_id",
+        "format",
+        "input_path",
+        "input_conn_id",
+        "input_format",
+        "columns",
+        "row_range",
+        "keep_columns",
+        "id_columns",
+        "max_failed_records",
+        "rejects_path",
+        "rejects_conn_id",
+        "mlbatch_conn_id",
+    )
+    operator_extra_links = (BatchExecutionLink(),)
+    ui_color = "#fdf0d0"
+
+    def __init__(
+        self,
+        *,
+        service_name: str,
+        service_version: str,
+        execution_id: str,
+        output_path: str | None = None,
+        output_conn_id: str | None = None,
+        format: str | None = None,
+        input_path: str | None = None,
+        input_conn_id: str | None = None,
+        input_format: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        row_range: Sequence[int] | None = None,
+        keep_columns: Any = "all",
+        id_columns: Sequence[str] | None = None,
+        max_failed_records: float = 0,
+        rejects_path: str | None = None,
+        rejects_conn_id: str | None = None,
+        rescore_failed: int = 0,
+        parallel_count: int = 10,
+        poll_interval: float = 5.0,
+        max_xcom_records: int = 10_000,
+        mlbatch_conn_id: str = MLBatchHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**with_outlet(kwargs, output_path))
+        self.service_name = service_name
+        self.service_version = service_version
+        self.execution_id = execution_id
+        self.output_path = output_path
+        self.output_conn_id = output_conn_id
+        self.format = format
+        self.input_path = input_path
+        self.input_conn_id = input_conn_id
+        self.input_format = input_format
+        self.columns = columns
+        self.row_range = row_range
+        self.keep_columns = keep_columns
+        self.id_columns = id_columns
+        self.max_failed_records = max_failed_records
+        self.rejects_path = rejects_path
+        self.rejects_conn_id = rejects_conn_id
+        self.rescore_failed = rescore_failed
+        self.parallel_count = parallel_count
+        self.poll_interval = poll_interval
+        self.max_xcom_records = max_xcom_records
+        self.mlbatch_conn_id = mlbatch_conn_id
+        self.batch_url = ""
+        self._hook: MLBatchHook | None = None
+        self._rescoring_id: str | None = None
+
+    @property
+    def hook(self) -> MLBatchHook:
+        """The hook of the connection; made on first use."""
+        if self._hook is None:
+            self._hook = MLBatchHook(self.mlbatch_conn_id)
+        return self._hook
+
+    def execute(self, context: Context) -> Any:
+        """Read, judge, write."""
+        from airflow_mlbatch.datasets.failures import FailurePolicy
+
+        with airflow_errors():
+            policy = FailurePolicy(self.max_failed_records)
+            self._check()
+            self.batch_url = batch_url(
+                self.hook.url, self.service_name, self.service_version, self.execution_id
+            )
+            total = self._complete()
+            if self.output_path is None and total > self.max_xcom_records:
+                raise InputError(
+                    f"max_xcom_records: found {total:,} records, expected at most "
+                    f"{self.max_xcom_records:,}; give output_path to write them to storage"
+                )
+            service = self.hook.get_service(self.service_name, self.service_version)
+            rescored = self._rescore(service)
+            if self.output_path is None:
+                return self._to_xcom(policy, rescored)
+            return self._to_table(context, service, policy, rescored)
+
+    def on_kill(self) -> None:
+        """Cancel a batch of failed records that this task has started."""
+        if self._rescoring_id is not None and self._hook is not None:
+            self._hook.cancel_batch_at_once(
+                self.service_name, self.service_version, self._rescoring_id
+            )
+
+    # --- before reading --------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        tries = self.rescore_failed
+        if isinstance(tries, bool) or not isinstance(tries, int) or tries < 0:
+            raise InputError(f"rescore_failed: found {tries!r}, expected a whole number from 0 on")
+        for name in ("rescore_failed", "id_columns", "row_range"):
+            if getattr(self, name) and self.input_path is None:
+                raise InputError(f"input_path: found nothing, expected the table for {name}")
+        if self.rejects_path is not None and self.output_path is None:
+            raise InputError("output_path: found nothing, expected a path beside rejects_path")
+
+    def _complete(self) -> int:
+        """The number of records of the batch.
+
+        :raises BatchError: it still runs
+        """
+        status = self.hook.get_batch_status(
+            self.service_name, self.service_version, self.execution_id
+        )
+        checked(self.execution_id, status)
+        if not status.is_terminal:
+            raise BatchError(
+                f"execution {self.execution_id} is not complete ({status}); wait for it with "
+                "BatchStateSensor, or score with wait_for_completion=True"
+            )
+        return status.total_item_count
+
+    def _first_row(self) -> int:
+        from airflow_mlbatch.datasets.readers import row_range_of
+
+        return row_range_of(self.row_range).start
+
+    # --- a second try for failed records ---------------------------------------------------------
+
+    def _rescore(self, service: Service) -> Rescored:
+        rescored = Rescored()
+        if not self.rescore_failed:
+            return rescored
+        failed: list[int] = []
+
+        def note(block: RecordBlock) -> None:
+            failed.extend(
+                block.first_index + place
+                for place, success in enumerate(block.success)
+                if not success
+            )
+
+        self._read(self.execution_id, note)
+        for number in range(1, self.rescore_failed + 1):
+            if not failed:
+                break
+            self.log.info("scoring %s failed records again, try %s", f"{len(failed):,}", number)
+            for record in self._score_again(service, failed, rescored):
+                rescored.results[failed[record.index]] = record
+            failed = [index for index in failed if not rescored.results[index].success]
+        return rescored
+
+    def _score_again(
+        self, service: Service, indexes: list[int], rescored: Rescored
+    ) -> list[RecordResult]:
+        """Results of some records in a batch of their own, which is deleted afterwards."""
+        from airflow_mlbatch.datasets.readers import read_inputs
+        from airflow_mlbatch.protocol.records import encode_columns
+
+        assert self.input_path is not None
+        first_row = self._first_row()
+        columns, _ = read_inputs(
+            location(self.input_path, self.input_conn_id),
+            service.inputs,
+            columns=self.columns,
+            row_range=self.row_range,
+            format=self.input_format,
+            indexes=[first_row + index for index in indexes],
+        )
+        named = (self.service_name, self.service_version)
+        body = encode_columns(service.inputs, columns)
+        execution_id = self.hook.start_encoded_batch(*named, body, self.parallel_count)
+        self._rescoring_id = execution_id
+        rescored.execution_ids.append(execution_id)
+        try:
+            status = self.hook.watch_batch(*named, execution_id, poll_interval=self.poll_interval)
+            checked(execution_id, status)
+            records: list[RecordResult] = []
+            self._read(execution_id, lambda block: records.extend(block))
+        finally:
+            self.hook.cancel_batch(*named, execution_id)
+            self._rescoring_id = None
+        return records
+
+    def _read(self, execution_id: str, take: Any) -> None:
+        self.hook.read_batch_results(self.service_name, self.service_version, execution_id, take)
+
+    # --- into XCom -------------------------------------------------------------------------------
+
+    def _to_xcom(self, policy: FailurePolicy, rescored: Rescored) -> list[dict[str, Any]]:
+        from airflow_mlbatch.datasets.failures import Failure, splice
+
+        rows: list[dict[str, Any]] = []
+        failures: list[Failure] = []
+
+        def take(block: RecordBlock) -> None:
+            for record in splice(block, rescored.results):
+                rows.append(
+                    {
+                        "index": record.index,
+                        **record.outputs,
+                        "success": record.success,
+                        "error": record.error,
+                    }
+                )
+                if not record.success:
+                    failures.append(Failure(record.index, record.error or ""))
+
+        self._read(self.execution_id, take)
+        policy.judge(len(failures), len(rows), failures, what=f"execution {self.execution_id}")
+        return rows
+
+    # --- into a table ----------------------------------------------------------------------------
+
+    def _to_table(
+        self, context: Context, service: Service, policy: FailurePolicy, rescored: Rescored
+    ) -> dict[str, Any]:
+        from airflow_mlbatch.datasets.failures import FailureLog
+        from airflow_mlbatch.datasets.manifest import (
+            Counts,
+            manifest_path,
+            table_manifest,
+            write_manifest,
+        )
+
+        assert self.output_path is not None
+        output = location(self.output_path, self.output_conn_id)
+        attempt = _attempt(context)
+        log = FailureLog(self._input_columns(service) if self.input_path is not None else None)
+        written, rejects = self._write(output, attempt, service, policy, rescored, log)
+        manifest = table_manifest(
+            written,
+            Counts(log.total, log.total - log.failed, log.failed),
+            execution_ids=[self.execution_id, *rescored.execution_ids],
+            server=self.hook.url,
+            service_name=self.service_name,
+            service_version=self.service_version,
+            created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            first_index=self._first_row(),
+            rejects=rejects,
+            extra={"output_path": self.output_path, "rejects_path": self.rejects_path},
+        )
+        write_manifest(manifest_path(output), manifest, attempt)
+        counts = {name: manifest[name] for name in ("rows", "succeeded", "failed")}
+        emit(
+            context,
+            self.outlets,
+            self.output_path,
+            {**counts, "execution_ids": manifest["execution_ids"]},
+        )
+        self.log.info(
+            "wrote %s rows (%s failed) to %s", f"{log.total:,}", f"{log.failed:,}", self.output_path
+        )
+        return manifest
+
+    def _write(
+        self,
+        output: Any,
+        attempt: str,
+        service: Service,
+        policy: FailurePolicy,
+        rescored: Rescored,
+        log: FailureLog,
+    ) -> tuple[WrittenTable, WrittenTable | None]:
+        """The table and its rejects; the rejects are written also when there are too many of them."""
+        from airflow_mlbatch.datasets.failures import open_rejects, splice
+        from airflow_mlbatch.datasets.formats import table_format
+        from airflow_mlbatch.datasets.scored import ScoredRows
+        from airflow_mlbatch.datasets.writers import open_table
+
+        too_many: RecordsFailedError | None = None
+        with contextlib.ExitStack() as stack:
+            rows, kept = stack.enter_context(self._input_rows(service))
+            scored = ScoredRows(
+                service.outputs,
+                format=table_format(output, self.format).name,
+                rows=rows,
+                kept=kept,
+                first_index=self._first_row(),
+            )
+            takers = [log]
+            rejects = None
+            if self.rejects_path is not None:
+                rejects = stack.enter_context(
+                    open_rejects(
+                        location(self.rejects_path, self.rejects_conn_id),
+                        input_schema=None if rows is None else rows.schema,
+                        attempt=attempt,
+                    )
+                )
+                takers.append(rejects)
+            try:
+                with open_table(output, format=self.format, attempt=attempt) as table:
+
+                    def put(batches: Any) -> None:
+                        for batch, input_rows in batches:
+                            table.write(batch)
+                            for taker in takers:
+                                taker.take(batch, input_rows)
+
+                    self._read(
+                        self.execution_id,
+                        lambda block: put(scored.add(splice(block, rescored.results))),
+                    )
+                    put(scored.finish())
+                    if table.rows == 0:
+                        table.begin(scored.schema)
+                    policy.judge(
+                        log.failed, log.total, log.first, what=f"execution {self.execution_id}"
+                    )
+            except RecordsFailedError as error:
+                too_many = error
+        if too_many is not None:
+            raise too_many
+        assert table.written is not None
+        return table.written, None if rejects is None else rejects.written
+
+    @contextlib.contextmanager
+    def _input_rows(self, service: Service) -> Iterator[tuple[TableRows | None, list[str]]]:
+        """The rows that were scored, and which of their columns are kept."""
+        from airflow_mlbatch.datasets.readers import open_rows
+        from airflow_mlbatch.datasets.scored import chosen_columns
+
+        if self.input_path is None:
+            yield None, []
+            return
+        path = location(self.input_path, self.input_conn_id)
+        rows = open_rows(path, None, self.row_range, self.input_format)
+        with contextlib.closing(rows.batches):  # type: ignore[type-var]
+            kept = chosen_columns(
+                rows.schema.names,
+                service.outputs,
+                keep_columns=self.keep_columns,
+                id_columns=self.id_columns or (),
+            )
+            wanted = list(dict.fromkeys([*kept, *self._input_columns(service)]))
+            if self.rejects_path is not None or len(wanted) == len(rows.schema.names):
+                yield rows, kept
+                return
+        # Only what is kept or shown in an error has to be read.
+        rows = open_rows(path, wanted, self.row_range, self.input_format)
+        with contextlib.closing(rows.batches):  # type: ignore[type-var]
+            yield rows, kept
+
+    def _input_columns(self, service: Service) -> list[str]:
+        named = self.columns or {}
+        columns = [named.get(parameter.name, parameter.name) for parameter in service.inputs]
+        return list(dict.fromkeys(columns))
+
+
+def _attempt(context: Context) -> str:
+    """Names this piece of work, the same in each of its tries."""
+    ti: Any = context["ti"]
+    return f"{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.map_index}"

@@ -1,0 +1,377 @@
+"""Starts the scoring of a table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    BaseOperator,
+    conf,
+)
+
+from airflow_mlbatch.errors import BatchTimeoutError, InputError
+from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks.outcomes import airflow_errors, checked, status_of_event
+from airflow_mlbatch.links import BatchExecutionLink, batch_url
+from airflow_mlbatch.operators.locations import location
+from airflow_mlbatch.operators.submission import (
+    STORE_KEY,
+    OnAmbiguousSubmission,
+    Payload,
+    StateStore,
+    Submission,
+    Submitted,
+)
+from airflow_mlbatch.protocol.flows import PARALLEL_COUNT
+from airflow_mlbatch.triggers import BatchStateTrigger
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_mlbatch.protocol.messages import Report
+    from airflow_mlbatch.protocol.results import BatchStatus
+
+__all__ = ["BatchScoreOperator"]
+
+OnEmpty = Literal["skip", "fail", "succeed"]
+
+# The id of the batch, pushed as soon as it is known: a task that fails later has no return value.
+EXECUTION_ID_KEY = "mlbatch_execution_id"
+# See the sensor: the trigger keeps the deadline, this only catches a trigger that is stuck.
+_BACKSTOP = timedelta(minutes=10)
+
+
+class BatchScoreOperator(BaseOperator):
+    """Starts a batch and returns its execution id.
+
+    Give either ``records`` or ``input_path``. Everything is checked and cast to the service's declared
+    inputs before anything is sent.
+
+    With Airflow 3.3 the batch is started once for one task: a retry takes over the batch that an
+    earlier attempt started, also when that attempt died while it did so. Earlier versions have no
+    place to keep the id, so there a retry starts the batch again.
+
+    :param service_name: a published service
+    :param service_version: its version
+    :param records: a list of dicts, a dict of equally long columns, or a pandas DataFrame
+    :param input_path: a CSV, TSV, Parquet or JSON Lines file, anywhere that Airflow's
+        ``ObjectStoragePath`` reaches
+    :param input_conn_id: the connection of that storage
+    :param input_format: ``csv``, ``tsv``, ``parquet`` or ``jsonl`` where the name does not tell
+    :param columns: the table's column for an input, where their names differ
+    :param row_range: ``(start, stop)``, zero-based, ``stop`` not included: only these rows
+    :param on_empty: what to do about a table without rows: ``skip`` the task (default), ``fail``, or
+        ``succeed`` with ``None`` for an id
+    :param parallel_count: how many records the server may score at once
+    :param wait_for_completion: return only when the batch is complete
+    :param deferrable: wait in the triggerer; without ``wait_for_completion`` there is nothing to defer
+    :param poll_interval: seconds between polls while waiting
+    :param timeout: seconds from the submission, across retries, until the batch is cancelled and the
+        task fails; ``None`` for no limit
+    :param cancel_on_kill: cancel the batch when a user kills, clears or marks the task while it runs
+        or is deferred (deferred: Airflow 3.3)
+    :param durable: keep the submission in Airflow's task state store (3.3)
+    :param on_ambiguous_submission: what to do when a worker died while it started the batch and the
+        server has several that could be it: ``fail``, or ``resubmit``
+    :param mlbatch_conn_id: connection of type ``mlbatch``
+    """
+
+    template_fields: Sequence[str] = (
+        "service_name",
+        "service_version",
+        "records",
+        "input_path",
+        "input_conn_id",
+        "input_format",
+        "columns",
+        "row_range",
+        "parallel_count",
+        "mlbatch_conn_id",
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {"records": "json", "columns": "json"}
+    operator_extra_links = (BatchExecutionLink(),)
+    ui_color = "#cfe3f7"
+
+    def __init__(
+        self,
+        *,
+        service_name: str,
+        service_version: str,
+        records: Any = None,
+        input_path: str | None = None,
+        input_conn_id: str | None = None,
+        input_format: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        row_range: Sequence[int] | None = None,
+        on_empty: OnEmpty = "skip",
+        parallel_count: int = PARALLEL_COUNT,
+        wait_for_completion: bool = False,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        poll_interval: float = 30.0,
+        timeout: float | timedelta | None = None,
+        cancel_on_kill: bool = True,
+        durable: bool = True,
+        on_ambiguous_submission: OnAmbiguousSubmission = "fail",
+        mlbatch_conn_id: str = MLBatchHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.service_name = service_name
+        self.service_version = service_version
+        self.records = records
+        self.input_path = input_path
+        self.input_conn_id = input_conn_id
+        self.input_format = input_format
+        self.columns = columns
+        self.row_range = row_range
+        self.on_empty = on_empty
+        self.parallel_count = parallel_count
+        self.wait_for_completion = wait_for_completion
+        self.deferrable = deferrable
+        self.poll_interval = poll_interval
+        self.timeout = timeout
+        self.cancel_on_kill = cancel_on_kill
+        self.durable = durable
+        self.on_ambiguous_submission = on_ambiguous_submission
+        self.mlbatch_conn_id = mlbatch_conn_id
+        self.execution_id: str | None = None
+        self.batch_url = ""
+        self._hook: MLBatchHook | None = None
+
+    @property
+    def hook(self) -> MLBatchHook:
+        """The hook of the connection; made on first use."""
+        if self._hook is None:
+            self._hook = MLBatchHook(self.mlbatch_conn_id)
+        return self._hook
+
+    def execute(self, context: Context) -> str | None:
+        """Start the batch, and wait for it if asked to."""
+        started_at = time.time()
+        with airflow_errors():
+            self._check()
+            self._parallel_count()
+            body, count = self._encode()
+            if count == 0:
+                self._judge_empty()
+                return None
+            submitted = self._submit(context, body, count)
+            self._running(submitted.execution_id)
+            context["ti"].xcom_push(key=EXECUTION_ID_KEY, value=submitted.execution_id)
+            if self.wait_for_completion:
+                self._wait(submitted, started_at)
+        return self._succeeded(context)
+
+    def execute_complete(
+        self, context: Context, event: Any = None, limited_by: str = "timeout"
+    ) -> str | None:
+        """Judge what the trigger saw."""
+        with airflow_errors():
+            try:
+                execution_id, status = status_of_event(event)
+            except BatchTimeoutError as error:
+                self._running(event["execution_id"])
+                self._give_up(error, limited_by)
+                raise
+            self._running(execution_id)
+            checked(execution_id, status)
+        return self._succeeded(context)
+
+    def on_kill(self) -> None:
+        """Cancel the batch of a task that is killed on its worker."""
+        if self.cancel_on_kill and self.execution_id is not None and self._hook is not None:
+            self._hook.cancel_batch_at_once(
+                self.service_name, self.service_version, self.execution_id
+            )
+
+    # --- the records -----------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if (self.records is None) == (self.input_path is None):
+            found = "neither" if self.records is None else "both"
+            raise InputError(f"records, input_path: found {found}, expected one of them")
+        choices = {
+            "on_empty": (self.on_empty, ("skip", "fail", "succeed")),
+            "on_ambiguous_submission": (self.on_ambiguous_submission, ("fail", "resubmit")),
+        }
+        for field, (found, expected) in choices.items():
+            if found not in expected:
+                raise InputError(f"{field}: found {found!r}, expected one of {', '.join(expected)}")
+
+    def _parallel_count(self) -> int:
+        try:
+            count = int(self.parallel_count)  # a rendered template is text
+        except (TypeError, ValueError):
+            count = 0
+        if count < 1:
+            raise InputError(
+                f"parallel_count: found {self.parallel_count!r}, expected a whole number above 0"
+            )
+        return count
+
+    def _encode(self) -> tuple[bytes, int]:
+        """The body of the request and the number of records in it."""
+        from airflow_mlbatch.protocol.records import encode_columns, encode_records
+
+        inputs = self.hook.get_service(self.service_name, self.service_version).inputs
+        if self.input_path is None:
+            return encode_records(inputs, self.records)
+        from airflow_mlbatch.datasets.readers import read_inputs
+
+        columns, count = read_inputs(
+            location(self.input_path, self.input_conn_id),
+            inputs,
+            columns=self.columns,
+            row_range=self.row_range,
+            format=self.input_format,
+        )
+        return encode_columns(inputs, columns), count
+
+    def _judge_empty(self) -> None:
+        told = f"there are no records to score in {self.input_path or 'records'}"
+        if self.on_empty == "skip":
+            raise AirflowSkipException(told)
+        if self.on_empty == "fail":
+            raise AirflowFailException(told)
+        self.log.info("%s", told)
+
+    # --- the batch -------------------------------------------------------------------------------
+
+    def _submit(self, context: Context, body: bytes, count: int) -> Submitted:
+        payload = Payload(
+            self.service_name, self.service_version, body, count, self._parallel_count()
+        )
+        submitted = Submission(
+            self.hook,
+            self._store(context),
+            payload,
+            cancels=self.cancel_on_kill,
+            on_ambiguous_submission=self.on_ambiguous_submission,
+            log=self.log,
+            claimed=lambda: _ids_of_siblings(context),
+        ).run()
+        if not submitted.is_adopted:
+            self.log.info(
+                "started execution %s of %s records", submitted.execution_id, f"{count:,}"
+            )
+        return submitted
+
+    def _store(self, context: Context) -> StateStore | None:
+        if not self.durable:
+            return None
+        store: StateStore | None = context.get("task_state_store")
+        if store is None:
+            self.log.info(
+                "this version of Airflow keeps no task state (3.3 does): a retry of this task starts "
+                "the batch again"
+            )
+        return store
+
+    def _running(self, execution_id: str) -> None:
+        self.execution_id = execution_id
+        self.batch_url = batch_url(
+            self.hook.url, self.service_name, self.service_version, execution_id
+        )
+
+    def _wait(self, submitted: Submitted, started_at: float) -> None:
+        deadline, limited_by = self._deadline(submitted.submitted_at, started_at)
+        if self.deferrable:
+            status = self.hook.get_batch_status(
+                self.service_name, self.service_version, submitted.execution_id
+            )
+            if not status.is_terminal:
+                self._defer(submitted.execution_id, deadline, limited_by)
+        else:
+            try:
+                status = self.hook.watch_batch(
+                    self.service_name,
+                    self.service_version,
+                    submitted.execution_id,
+                    poll_interval=self.poll_interval,
+                    deadline=deadline,
+                    on_report=self._log_report,
+                )
+            except BatchTimeoutError as error:
+                self._give_up(error, limited_by)
+                raise
+        checked(submitted.execution_id, status)
+
+    def _defer(self, execution_id: str, deadline: float | None, limited_by: str) -> None:
+        trigger = BatchStateTrigger(
+            service_name=self.service_name,
+            service_version=self.service_version,
+            execution_id=execution_id,
+            mlbatch_conn_id=self.mlbatch_conn_id,
+            poll_interval=self.poll_interval,
+            deadline=deadline,
+            cancel_on_kill=self.cancel_on_kill,
+        )
+        left = None
+        if deadline is not None:
+            left = timedelta(seconds=max(deadline - time.time(), 0.0)) + _BACKSTOP
+        self.defer(
+            trigger=trigger,
+            method_name="execute_complete",
+            kwargs={"limited_by": limited_by},
+            timeout=left,
+        )
+
+    def _deadline(self, submitted_at: float, started_at: float) -> tuple[float | None, str]:
+        """When to give up, in epoch seconds, and which argument says so.
+
+        Airflow does not enforce ``execution_timeout`` while a task is deferred, so it is part of it.
+        """
+        deadlines = {}
+        if self.timeout is not None:
+            seconds = self.timeout
+            if isinstance(seconds, timedelta):
+                seconds = seconds.total_seconds()
+            deadlines["timeout"] = submitted_at + seconds
+        if self.deferrable and self.execution_timeout is not None:
+            deadlines["execution_timeout"] = started_at + self.execution_timeout.total_seconds()
+        if not deadlines:
+            return None, "timeout"
+        limited_by = min(deadlines, key=deadlines.__getitem__)
+        return deadlines[limited_by], limited_by
+
+    def _give_up(self, error: BatchTimeoutError, limited_by: str) -> None:
+        assert self.execution_id is not None
+        self.hook.cancel_batch(self.service_name, self.service_version, self.execution_id)
+        if limited_by == "execution_timeout":
+            # As when Airflow itself stops a task for its execution_timeout: a retry may try again.
+            raise AirflowException(
+                f"execution_timeout: {error}; the batch was cancelled"
+            ) from error
+
+    def _succeeded(self, context: Context) -> str | None:
+        """Forget the submission, as the last step: a cleared task that had succeeded scores again."""
+        store = self._store(context) if self.durable and "task_state_store" in context else None
+        if store is not None:
+            store.delete(STORE_KEY)
+        return self.execution_id
+
+    def _log_report(self, report: Report) -> None:
+        if report.problem is not None:
+            self.log.warning("poll of execution %s: %s", self.execution_id, report.problem)
+        else:
+            status: BatchStatus = report.status
+            self.log.info("execution %s: %s", self.execution_id, status)
+
+
+def _ids_of_siblings(context: Context) -> list[str]:
+    """Executions of the other mapped instances of this task, as far as they have told."""
+    ti: Any = context["ti"]
+    map_index = getattr(ti, "map_index", None)
+    if map_index is None or map_index < 0:
+        return []
+    # Without map_indexes, Airflow pulls those of all instances.
+    pulled = ti.xcom_pull(task_ids=ti.task_id, key=EXECUTION_ID_KEY)
+    if isinstance(pulled, str):
+        return [pulled]
+    return [execution_id for execution_id in pulled or () if isinstance(execution_id, str)]

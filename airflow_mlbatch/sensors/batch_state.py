@@ -1,0 +1,163 @@
+"""Waits until a batch is over.
+
+Law: a sensor watches a batch that it does not own; killing it cancels nothing unless asked. The three
+modes (poke, reschedule, deferrable) end in the same way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    BaseSensorOperator,
+    PokeReturnValue,
+    conf,
+)
+
+from airflow_mlbatch.errors import BatchFailedError, BatchTimeoutError
+from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks.outcomes import airflow_errors, checked, status_of_event, summary
+from airflow_mlbatch.links import BatchExecutionLink, batch_url
+from airflow_mlbatch.protocol.results import BatchStatus
+from airflow_mlbatch.triggers import BatchStateTrigger
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+__all__ = ["BatchStateSensor"]
+
+# The deadline is kept inside the trigger, which can still say how far the batch came. Airflow's own
+# time-out of a deferral runs no code of ours: it only catches a trigger that is stuck.
+BACKSTOP = timedelta(minutes=10)
+
+
+class BatchStateSensor(BaseSensorOperator):
+    """Waits until a batch execution is complete; fails when it failed or is gone.
+
+    Its XCom is the batch's summary: ``execution_id``, ``state``, ``completed_item_count``,
+    ``total_item_count``. Records that failed do not fail the sensor; results are judged where they
+    are read.
+
+    :param service_name: a published service
+    :param service_version: its version
+    :param execution_id: what :class:`~airflow_mlbatch.operators.BatchScoreOperator` returned
+    :param mlbatch_conn_id: connection of type ``mlbatch``
+    :param deferrable: wait in the triggerer instead of on a worker
+    :param poke_interval: seconds between polls, in all modes
+    :param timeout: seconds until the sensor fails with ``AirflowSensorTimeout``
+    :param cancel_on_kill: cancel the execution when the deferred or running sensor is killed; off,
+        because a sensor does not own the batch
+    """
+
+    template_fields: Sequence[str] = (
+        "service_name",
+        "service_version",
+        "execution_id",
+        "mlbatch_conn_id",
+    )
+    operator_extra_links = (BatchExecutionLink(),)
+    ui_color = "#d8e8f5"
+
+    def __init__(
+        self,
+        *,
+        service_name: str,
+        service_version: str,
+        execution_id: str,
+        mlbatch_conn_id: str = MLBatchHook.default_conn_name,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        poke_interval: float | timedelta = 30.0,
+        cancel_on_kill: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(poke_interval=poke_interval, **kwargs)
+        self.service_name = service_name
+        self.service_version = service_version
+        self.execution_id = execution_id
+        self.mlbatch_conn_id = mlbatch_conn_id
+        self.deferrable = deferrable
+        self.cancel_on_kill = cancel_on_kill
+        self.batch_url = ""
+        self._hook: MLBatchHook | None = None
+
+    @property
+    def hook(self) -> MLBatchHook:
+        """The hook of the connection; made on first use."""
+        if self._hook is None:
+            self._hook = MLBatchHook(self.mlbatch_conn_id)
+        return self._hook
+
+    def execute(self, context: Context) -> Any:
+        """Poll, in the way that was asked for."""
+        if not self.deferrable:
+            return super().execute(context)
+        result = self.poke(context)
+        if result.is_done:
+            return result.xcom_value
+        return self._defer()
+
+    def _defer(self) -> NoReturn:
+        timeout = timedelta(seconds=self.timeout)
+        self.defer(
+            trigger=BatchStateTrigger(
+                service_name=self.service_name,
+                service_version=self.service_version,
+                execution_id=self.execution_id,
+                mlbatch_conn_id=self.mlbatch_conn_id,
+                poll_interval=self.poke_interval,
+                deadline=time.time() + self.timeout,
+                cancel_on_kill=self.cancel_on_kill,
+            ),
+            method_name="execute_complete",
+            timeout=timeout + BACKSTOP,
+        )
+        raise AssertionError("defer does not return")
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """One poll."""
+        with airflow_errors():
+            self._link()
+            status = self.hook.get_batch_status(
+                self.service_name, self.service_version, self.execution_id
+            )
+        self.log.info("execution %s: %s", self.execution_id, status)
+        if not status.is_terminal:
+            return PokeReturnValue(is_done=False)
+        return PokeReturnValue(is_done=True, xcom_value=self._ended(status))
+
+    def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
+        """Judge what the trigger saw."""
+        try:
+            with airflow_errors():
+                self.execution_id, status = status_of_event(event)
+        except AirflowFailException as error:
+            if isinstance(error.__cause__, BatchTimeoutError):
+                raise AirflowSensorTimeout(str(error)) from error
+            raise
+        self._link()
+        return self._ended(status)
+
+    def on_kill(self) -> None:
+        """Cancel the batch if that was asked for."""
+        if self.cancel_on_kill and self._hook is not None:
+            self._hook.cancel_batch_at_once(
+                self.service_name, self.service_version, self.execution_id
+            )
+
+    def _ended(self, status: BatchStatus) -> dict[str, Any]:
+        try:
+            checked(self.execution_id, status)
+        except BatchFailedError as error:
+            # The same execution would be found failed at every retry.
+            raise AirflowFailException(str(error)) from error
+        return summary(self.execution_id, status)
+
+    def _link(self) -> None:
+        self.batch_url = batch_url(
+            self.hook.url, self.service_name, self.service_version, self.execution_id
+        )

@@ -1,0 +1,5 @@
+"""Triggers. Their class paths are stored in Airflow's database: once released they never move."""
+
+from airflow_mlbatch.triggers.batch_state import BatchStateTrigger
+
+__all__ = ["BatchStateTrigger"]

@@ -1,0 +1,145 @@
+"""Waits for a batch on the triggerer's event loop.
+
+Law: ``__init__`` only assigns, every keyword has a default and none is ever removed; no secret in a
+keyword or an event; nothing remote is cancelled in ``cleanup``, which runs at every restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_mlbatch.errors import MLBatchError
+from airflow_mlbatch.hooks.async_session import AsyncSession, acquire_session
+from airflow_mlbatch.hooks.outcomes import event_of
+from airflow_mlbatch.protocol.messages import Report
+
+__all__ = ["BatchStateTrigger"]
+
+_STILL_DEFERRED = "deferred"
+
+
+class BatchStateTrigger(BaseTrigger):
+    """Sends one event when an execution is complete, failed, gone, or past its deadline.
+
+    :param service_name: a published service
+    :param service_version: its version
+    :param execution_id: what started the batch returned
+    :param mlbatch_conn_id: connection of type ``mlbatch``
+    :param poll_interval: seconds between polls
+    :param deadline: epoch seconds, because monotonic clocks do not survive a move to another
+        triggerer; ``None`` waits for ever
+    :param cancel_on_kill: cancel the execution when a user kills, clears or marks the deferred task
+        (Airflow 3.3; earlier versions do not tell a trigger)
+    """
+
+    def __init__(
+        self,
+        service_name: str = "",
+        service_version: str = "",
+        execution_id: str = "",
+        mlbatch_conn_id: str = "mlbatch_default",
+        poll_interval: float = 30.0,
+        deadline: float | None = None,
+        cancel_on_kill: bool = False,
+    ) -> None:
+        super().__init__()
+        self.service_name = service_name
+        self.service_version = service_version
+        self.execution_id = execution_id
+        self.mlbatch_conn_id = mlbatch_conn_id
+        self.poll_interval = poll_interval
+        self.deadline = deadline
+        self.cancel_on_kill = cancel_on_kill
+        self._session: AsyncSession | None = None
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Class path and every keyword."""
+        return (
+            "airflow_mlbatch.triggers.batch_state.BatchStateTrigger",
+            {
+                "service_name": self.service_name,
+                "service_version": self.service_version,
+                "execution_id": self.execution_id,
+                "mlbatch_conn_id": self.mlbatch_conn_id,
+                "poll_interval": self.poll_interval,
+                "deadline": self.deadline,
+                "cancel_on_kill": self.cancel_on_kill,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Watch the batch; whatever goes wrong becomes an event, because an exception would make
+        the task retry and the batch run twice."""
+        try:
+            session = await self._acquired()
+            outcome = await session.run(
+                session.flows.watch_batch(
+                    self.service_name,
+                    self.service_version,
+                    self.execution_id,
+                    poll_interval=self.poll_interval,
+                    deadline=self.deadline,
+                ),
+                self._log_report,
+            )
+        except MLBatchError as error:
+            yield TriggerEvent(event_of(self.execution_id, error))
+        except Exception as error:
+            self.log.exception("watching execution %s failed", self.execution_id)
+            told = MLBatchError(f"watching the batch failed: {type(error).__name__}: {error}")
+            yield TriggerEvent(event_of(self.execution_id, told))
+        else:
+            yield TriggerEvent(event_of(self.execution_id, outcome))
+
+    async def on_kill(self) -> None:
+        """Cancel the batch that a user no longer wants (Airflow 3.3)."""
+        if not self.cancel_on_kill or await self._has_only_moved():
+            return
+        session = await self._acquired()
+        flow = session.flows.cancel_batch(
+            self.service_name, self.service_version, self.execution_id
+        )
+        was_there = await session.run(flow)
+        self.log.info(
+            "execution %s %s", self.execution_id, "cancelled" if was_there else "was gone already"
+        )
+
+    async def cleanup(self) -> None:
+        """Give the shared session back; the batch goes on."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.release()
+
+    async def _acquired(self) -> AsyncSession:
+        if self._session is None:
+            self._session = await acquire_session(self.mlbatch_conn_id)
+        return self._session
+
+    async def _has_only_moved(self) -> bool:
+        """Whether the task is still deferred: then another triggerer has taken this trigger over.
+
+        Airflow 3.3.2 calls ``on_kill`` in that case too (apache/airflow#73454).
+        """
+        task = self.task_instance
+        if task is None:
+            return False
+        from asgiref.sync import sync_to_async
+
+        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+        states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
+            dag_id=task.dag_id,
+            map_index=task.map_index,
+            task_ids=[task.task_id],
+            run_ids=[task.run_id],
+        )
+        return _STILL_DEFERRED in [str(state) for state in states.get(task.run_id, {}).values()]
+
+    def _log_report(self, report: Report) -> None:
+        if report.problem is not None:
+            self.log.warning("poll of execution %s: %s", self.execution_id, report.problem)
+        else:
+            self.log.info("execution %s: %s", self.execution_id, report.status)

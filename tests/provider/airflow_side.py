@@ -1,0 +1,45 @@
+"""What Airflow hands to a task, for tests that call ``execute`` directly."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+__all__ = ["FakeStateStore", "FakeTaskInstance"]
+
+
+class FakeStateStore:
+    """Keeps JSON under a key, refuses what Airflow's task state store refuses."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return json.loads(self.texts[key]) if key in self.texts else default
+
+    def set(self, key: str, value: Any) -> None:
+        if value is None:
+            raise ValueError("Cannot set value as None")
+        text = json.dumps(value)
+        if len(text) > 65535:
+            raise ValueError("value too large")
+        self.texts[key] = text
+
+    def delete(self, key: str) -> None:
+        self.texts.pop(key, None)
+
+
+class FakeTaskInstance:
+    """Remembers what was pushed."""
+
+    dag_id, run_id, task_id = "dag", "run", "task"
+    map_index = -1
+
+    def __init__(self) -> None:
+        self.pushed: dict[str, Any] = {}
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = json.loads(json.dumps(value))
+
+    def xcom_pull(self, task_ids: Any = None, key: str = "return_value") -> Any:
+        return self.pushed.get(key)

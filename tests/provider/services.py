@@ -1,0 +1,74 @@
+"""Services for the tests of the Airflow roles: quick, slow, failing, of every type."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from airflow_mlbatch.server import service
+
+
+@service("double", version="1", inputs={"x": float}, outputs={"y": float})
+def double(x: float) -> float:
+    return 2 * x
+
+
+@service("my service/β", version="v 1", inputs={"x": float}, outputs={"y": float})
+def oddly_named(x: float) -> float:
+    return x + 1
+
+
+@service("slow", version="1", inputs={"x": float, "seconds": float}, outputs={"y": float})
+def slow(x: float, seconds: float) -> float:
+    time.sleep(seconds)
+    return x
+
+
+@service("picky", version="1", inputs={"x": float}, outputs={"y": float}, artifacts=["note.txt"])
+def picky(x: float) -> float:
+    """Fails on negative numbers, and leaves a note about the others."""
+    if x < 0:
+        raise ValueError(f"x is negative: {x}")
+    Path("note.txt").write_text(f"x was {x}", encoding="utf-8")
+    return x**0.5
+
+
+@service("flaky", version="1", inputs={"key": str, "x": float}, outputs={"y": float})
+def flaky(key: str, x: float) -> float:
+    """Fails the first time that it sees a key of a negative number."""
+    if x < 0:
+        marker = Path(os.environ["MLBATCH_TEST_MARKERS"]) / key
+        try:
+            marker.touch(exist_ok=False)
+        except FileExistsError:
+            return -x
+        raise RuntimeError(f"first time for {key}")
+    return x
+
+
+@service(
+    "every-type",
+    version="1",
+    inputs={
+        "a": bool,
+        "b": int,
+        "c": float,
+        "d": str,
+        "e": "vector",
+        "f": "matrix",
+        "g": "data.frame",
+    },
+    outputs={
+        "a": bool,
+        "b": int,
+        "c": float,
+        "d": str,
+        "e": "vector",
+        "f": "matrix",
+        "g": "data.frame",
+    },
+)
+def every_type(**inputs: Any) -> dict[str, Any]:
+    return inputs

@@ -1,0 +1,351 @@
+"""BatchScoreOperator against a live server: what it sends, waits for, adopts and cancels."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    TaskDeferred,
+)
+
+from airflow_mlbatch.errors import ConnectionLostError
+from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.operators import BatchDeleteOperator, BatchScoreOperator
+from airflow_mlbatch.operators.submission import STORE_KEY
+from airflow_mlbatch.protocol.states import BatchState
+from tests.provider.airflow_side import FakeStateStore
+from tests.provider.test_sensor import fire
+
+
+def score(**kwargs: Any) -> BatchScoreOperator:
+    named = {"service_name": "double", "service_version": "1", **kwargs}
+    return BatchScoreOperator(task_id="score", poll_interval=0.05, **named)
+
+
+@pytest.fixture
+def hook() -> MLBatchHook:
+    return MLBatchHook()
+
+
+def results_of(hook: MLBatchHook, execution_id: str, service: str = "double") -> list[Any]:
+    hook.watch_batch(service, "1", execution_id, poll_interval=0.05)
+    return [record.outputs["y"] for record in hook.get_batch_results(service, "1", execution_id)]
+
+
+@pytest.mark.parametrize(
+    "records", [[{"x": 1}, {"x": 2}], {"x": [1, 2]}, [{"x": 1, "unused": "u"}, {"x": 2}]]
+)
+def test_records(hook: MLBatchHook, context: dict[str, Any], records: Any) -> None:
+    execution_id = score(records=records).execute(context)
+    assert execution_id is not None
+    assert results_of(hook, execution_id) == [2.0, 4.0]
+    assert context["ti"].pushed == {"mlbatch_execution_id": execution_id}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", "id,x\na,1\nb,2\n"),
+        ("t.tsv", "id\tx\na\t1\nb\t2\n"),
+        ("t.jsonl", '{"x":1}\n{"x":2}\n'),
+    ],
+)
+def test_tables(
+    hook: MLBatchHook, context: dict[str, Any], tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    execution_id = score(input_path=str(tmp_path / name)).execute(context)
+    assert execution_id is not None
+    assert results_of(hook, execution_id) == [2.0, 4.0]
+
+
+def test_columns_and_row_range(hook: MLBatchHook, context: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("power\n" + "\n".join(map(str, range(10))) + "\n")
+    execution_id = score(
+        input_path=f"file://{tmp_path}/t.csv", columns={"x": "power"}, row_range=(3, 6)
+    ).execute(context)
+    assert execution_id is not None
+    assert results_of(hook, execution_id) == [6.0, 8.0, 10.0]
+
+
+def test_templates_are_rendered(hook: MLBatchHook, context: dict[str, Any]) -> None:
+    operator = score(
+        service_name="{{ name }}", records=[{"x": "{{ value }}"}], parallel_count="{{ count }}"
+    )
+    operator.render_template_fields({"name": "double", "value": 7, "count": 3})
+    assert (operator.service_name, operator.records, operator.parallel_count) == (
+        "double",
+        [{"x": "7"}],
+        "3",
+    )
+    with pytest.raises(AirflowFailException, match="record 0, field 'x': found '7'"):
+        operator.execute(context)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({}, "records, input_path: found neither"),
+        ({"records": [], "input_path": "x.csv"}, "records, input_path: found both"),
+        ({"records": [{"x": 1}], "on_empty": "panic"}, "on_empty: found 'panic'"),
+        ({"records": [{"y": 1}]}, "field 'x'"),
+        ({"records": [{"x": 1}], "parallel_count": 0}, "parallel_count: found 0, expected a whole number above 0"),
+        ({"records": [{"x": 1}], "service_name": "unknown"}, "unknown"),
+        ({"input_path": "/nowhere/at/all.csv"}, "/nowhere/at/all.csv"),
+        ({"input_path": "/nowhere/table.xlsx"}, "expected a name that ends in"),
+    ],
+)
+def test_wrong_input_fails_for_good(
+    hook: MLBatchHook, context: dict[str, Any], kwargs: dict[str, Any], message: str
+) -> None:
+    before = hook.list_batch_executions("double", "1")
+    with pytest.raises(AirflowFailException, match=message):
+        score(**kwargs).execute(context)
+    assert hook.list_batch_executions("double", "1") == before
+    assert context["task_state_store"].texts == {}
+
+
+def test_an_empty_table_is_a_decision(context: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("x\n")
+    path = str(tmp_path / "t.csv")
+    with pytest.raises(AirflowSkipException, match="no records to score"):
+        score(input_path=path).execute(context)
+    with pytest.raises(AirflowFailException, match="no records to score"):
+        score(input_path=path, on_empty="fail").execute(context)
+    assert score(input_path=path, on_empty="succeed").execute(context) is None
+
+
+# --- waiting -------------------------------------------------------------------------------------
+
+
+def slowly(seconds: float, count: int = 1, **kwargs: Any) -> BatchScoreOperator:
+    records = {"x": list(range(count)), "seconds": [seconds] * count}
+    return score(service_name="slow", records=records, wait_for_completion=True, **kwargs)
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_waits(hook: MLBatchHook, context: dict[str, Any], deferrable: bool) -> None:
+    operator = slowly(0.3, deferrable=deferrable)
+    if deferrable:
+        with pytest.raises(TaskDeferred) as deferred:
+            operator.execute(context)
+        event = json.loads(json.dumps(fire(deferred.value.trigger).payload))
+        resumed = slowly(0.3, deferrable=True)
+        execution_id = resumed.execute_complete(context, event, **deferred.value.kwargs)
+        assert resumed.batch_url.endswith(f"/batch/{execution_id}")
+    else:
+        execution_id = operator.execute(context)
+    assert execution_id is not None
+    status = hook.get_batch_status("slow", "1", execution_id)
+    assert status.state is BatchState.COMPLETE
+    assert context["task_state_store"].texts == {}, "success forgets the submission"
+
+
+def test_without_waiting_there_is_nothing_to_defer(context: dict[str, Any]) -> None:
+    assert score(records=[{"x": 1}], deferrable=True).execute(context) is not None
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+@pytest.mark.parametrize("field", ["timeout", "execution_timeout"])
+def test_at_the_deadline_the_batch_is_cancelled(
+    hook: MLBatchHook, context: dict[str, Any], deferrable: bool, field: str
+) -> None:
+    if field == "execution_timeout" and not deferrable:
+        pytest.skip("Airflow itself enforces it on a worker")
+    limits = {field: timedelta(seconds=0.3)}
+    with pytest.raises(AirflowException, match="not complete at the deadline: 0 of 1") as raised:
+        try:
+            slowly(60, deferrable=deferrable, **limits).execute(context)
+        except TaskDeferred as deferred:
+            event = fire(deferred.trigger).payload
+            slowly(60, deferrable=True, **limits).execute_complete(
+                context, event, **(deferred.kwargs or {})
+            )
+    # A retry can help where only this attempt's time was up, not where the batch's was.
+    assert isinstance(raised.value, AirflowFailException) == (field == "timeout")
+    execution_id = context["ti"].pushed["mlbatch_execution_id"]
+    assert execution_id not in hook.list_batch_executions("slow", "1")
+
+
+def test_timeout_counts_from_the_submission(hook: MLBatchHook, context: dict[str, Any]) -> None:
+    operator = slowly(60, deferrable=True, timeout=100)
+    with pytest.raises(TaskDeferred) as first:
+        operator.execute(context)
+    time.sleep(0.2)
+    with pytest.raises(TaskDeferred) as second:
+        slowly(60, deferrable=True, timeout=100).execute(context)
+    assert first.value.trigger.deadline == second.value.trigger.deadline
+    hook.cancel_batch("slow", "1", first.value.trigger.execution_id)
+
+
+# --- one submission for one task -----------------------------------------------------------------
+
+
+def intent_of(store: FakeStateStore) -> dict[str, Any]:
+    intent: dict[str, Any] = store.get(STORE_KEY)
+    return intent
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_a_retry_takes_over_what_runs(
+    hook: MLBatchHook,
+    context: dict[str, Any],
+    deferrable: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = set(hook.list_batch_executions("slow", "1"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        # The worker dies as soon as it has started to wait.
+        patch.setattr(MLBatchHook, "watch_batch", _die)
+        patch.setattr(BatchScoreOperator, "_defer", _die)
+        slowly(0.5, deferrable=deferrable).execute(context)
+    (execution_id,) = set(hook.list_batch_executions("slow", "1")) - before
+    assert intent_of(context["task_state_store"])["execution_id"] == execution_id
+    again = slowly(0.5)
+    assert again.execute(context) == execution_id
+    assert set(hook.list_batch_executions("slow", "1")) - before == {execution_id}
+
+
+def _die(*args: Any, **kwargs: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_a_worker_that_died_around_the_request_is_settled_by_asking(
+    hook: MLBatchHook, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(hook.list_batch_executions("double", "1"))
+    real = MLBatchHook.start_encoded_batch
+
+    def dies_after(self: MLBatchHook, *args: Any) -> str:
+        real(self, *args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MLBatchHook, "start_encoded_batch", dies_after)
+        score(records=[{"x": 5}] * 3).execute(context)
+    assert intent_of(context["task_state_store"])["execution_id"] is None
+    (ours,) = set(hook.list_batch_executions("double", "1")) - before
+    # Somebody else's batch of another size does not confuse it.
+    hook.start_batch("double", "1", [{"x": 1}])
+    assert score(records=[{"x": 5}] * 3).execute(context) == ours
+
+
+def test_a_worker_that_died_before_the_request_submits(
+    hook: MLBatchHook, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MLBatchHook, "start_encoded_batch", _die)
+        score(records=[{"x": 5}] * 2).execute(context)
+    before = set(hook.list_batch_executions("double", "1"))
+    monkeypatch.setattr("airflow_mlbatch.operators.submission._SETTLING_SECONDS", 0.0)
+    execution_id = score(records=[{"x": 5}] * 2).execute(context)
+    assert set(hook.list_batch_executions("double", "1")) - before == {execution_id}
+
+
+@pytest.mark.parametrize("choice", ["fail", "resubmit"])
+def test_several_that_could_be_ours(
+    hook: MLBatchHook, context: dict[str, Any], choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MLBatchHook, "start_encoded_batch", _die)
+        score(records=[{"x": 5}] * 4).execute(context)
+    others = [hook.start_batch("double", "1", [{"x": 0}] * 4) for _ in range(2)]
+    operator = score(records=[{"x": 5}] * 4, on_ambiguous_submission=choice)
+    if choice == "resubmit":
+        assert operator.execute(context) not in others
+    else:
+        with pytest.raises(AirflowFailException, match="2 executions of double") as raised:
+            operator.execute(context)
+        assert all(other in str(raised.value) for other in others)
+
+
+def test_a_changed_payload_is_a_new_submission(
+    hook: MLBatchHook, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MLBatchHook, "watch_batch", _die)
+        slowly(60).execute(context)
+    old = intent_of(context["task_state_store"])["execution_id"]
+    new = slowly(0, count=2).execute(context)
+    assert new is not None and new != old
+    listed = hook.list_batch_executions("slow", "1")
+    assert new in listed and old not in listed
+
+
+def test_a_vanished_batch_is_submitted_anew(
+    hook: MLBatchHook, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MLBatchHook, "watch_batch", _die)
+        slowly(0).execute(context)
+    old = intent_of(context["task_state_store"])["execution_id"]
+    hook.cancel_batch("slow", "1", old)
+    assert slowly(0).execute(context) not in (None, old)
+
+
+def test_a_cleared_task_that_succeeded_scores_again(context: dict[str, Any]) -> None:
+    first = score(records=[{"x": 1}]).execute(context)
+    assert score(records=[{"x": 1}]).execute(context) != first
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_without_a_store_a_retry_starts_again(
+    context: dict[str, Any], durable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if durable:
+        del context["task_state_store"]
+    ids = []
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(ConnectionLostError):
+            patch.setattr(MLBatchHook, "watch_batch", _lose)
+            score(records=[{"x": 1}], wait_for_completion=True, durable=durable).execute(context)
+        ids.append(context["ti"].pushed["mlbatch_execution_id"])
+    assert ids[0] != ids[1]
+
+
+def _lose(*args: Any, **kwargs: Any) -> Any:
+    raise ConnectionLostError("connection reset")
+
+
+# --- killed --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cancel_on_kill", [True, False])
+def test_on_kill(
+    hook: MLBatchHook,
+    context: dict[str, Any],
+    cancel_on_kill: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    operator = slowly(60, cancel_on_kill=cancel_on_kill)
+    operator.on_kill()  # before there is a batch, there is nothing to do
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MLBatchHook, "watch_batch", _die)
+        operator.execute(context)
+    operator.on_kill()
+    is_there = operator.execution_id in hook.list_batch_executions("slow", "1")
+    assert is_there is not cancel_on_kill
+    assert operator.execution_id is not None
+    hook.cancel_batch("slow", "1", operator.execution_id)
+
+
+def test_delete(hook: MLBatchHook, context: dict[str, Any]) -> None:
+    ids = [hook.start_batch("double", "1", [{"x": 1}]) for _ in range(2)]
+
+    def delete(found: Any) -> list[str]:
+        return BatchDeleteOperator(
+            task_id="delete", service_name="double", service_version="1", execution_ids=found
+        ).execute(context)
+
+    assert delete([*ids, None, "gone-already"]) == ids
+    assert delete(ids[0]) == []
+    with pytest.raises(AirflowFailException, match="execution_ids: found 7"):
+        delete(7)

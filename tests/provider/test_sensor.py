@@ -1,0 +1,281 @@
+"""The sensor in its three modes, and the trigger behind one of them, against a live server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    TaskDeferred,
+)
+from airflow.sdk.exceptions import AirflowRescheduleException
+from airflow.triggers.base import TriggerEvent
+
+from airflow_mlbatch.errors import ConnectionLostError, ContractError
+from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks.outcomes import event_of
+from airflow_mlbatch.protocol.results import BatchStatus
+from airflow_mlbatch.protocol.states import BatchState
+from airflow_mlbatch.sensors import BatchStateSensor
+from airflow_mlbatch.triggers import BatchStateTrigger
+
+MODES = ["poke", "reschedule", "deferrable"]
+
+
+def sensor_for(
+    execution_id: str, mode: str, service: str = "slow", **kwargs: Any
+) -> BatchStateSensor:
+    kwargs.setdefault("timeout", 60)
+    return BatchStateSensor(
+        task_id="wait",
+        service_name=service,
+        service_version="1",
+        execution_id=execution_id,
+        poke_interval=0.05,
+        mode="reschedule" if mode == "reschedule" else "poke",
+        deferrable=mode == "deferrable",
+        **kwargs,
+    )
+
+
+def fire(trigger: BatchStateTrigger) -> TriggerEvent:
+    """Run a trigger as a triggerer does, out of its serialized form, and return its one event."""
+    path, kwargs = trigger.serialize()
+    assert path == "airflow_mlbatch.triggers.batch_state.BatchStateTrigger"
+    stored = BatchStateTrigger(**json.loads(json.dumps(kwargs)))
+    assert stored.serialize() == trigger.serialize()
+
+    async def run() -> list[TriggerEvent]:
+        try:
+            return [event async for event in stored.run()]
+        finally:
+            await stored.cleanup()
+
+    (event,) = asyncio.run(run())
+    return event
+
+
+def run_to_its_end(make: Callable[[], BatchStateSensor], context: dict[str, Any]) -> Any:
+    """What Airflow does about a sensor until it has ended, with a new object for every segment."""
+    while True:
+        try:
+            return make().execute(context)
+        except AirflowRescheduleException:
+            time.sleep(0.05)
+        except TaskDeferred as deferred:
+            payload = json.loads(json.dumps(fire(deferred.trigger).payload))
+            return make().resume_execution(
+                deferred.method_name, {**(deferred.kwargs or {}), "event": payload}, context
+            )
+
+
+@pytest.fixture
+def hook() -> MLBatchHook:
+    return MLBatchHook()
+
+
+@pytest.fixture(autouse=True)
+def no_database_for_reschedules(context: dict[str, Any]) -> None:
+    context["ti"].get_first_reschedule_date = lambda context: None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_waits_for_the_end(
+    hook: MLBatchHook, context: dict[str, Any], mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = {"x": range(8), "seconds": [0.1] * 8}
+    execution_id = hook.start_batch("slow", "1", records, parallel_count=1)
+    summary = run_to_its_end(lambda: sensor_for(execution_id, mode), context)
+    assert summary == {
+        "execution_id": execution_id,
+        "state": "complete",
+        "completed_item_count": 8,
+        "total_item_count": 8,
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_batch_that_is_gone_fails_at_once(context: dict[str, Any], mode: str) -> None:
+    with pytest.raises(AirflowFailException, match="(?i)404 execution not found"):
+        run_to_its_end(lambda: sensor_for("never-there", mode), context)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_batch_that_goes_while_watched_fails(
+    hook: MLBatchHook, context: dict[str, Any], mode: str
+) -> None:
+    execution_id = hook.start_batch("slow", "1", {"x": [1], "seconds": [60]})
+    made = 0
+
+    def make() -> BatchStateSensor:
+        nonlocal made
+        made += 1
+        if made == 2:
+            hook.cancel_batch("slow", "1", execution_id)
+        return sensor_for(execution_id, mode)
+
+    if mode == "reschedule":
+        with pytest.raises(AirflowFailException, match=execution_id):
+            run_to_its_end(make, context)
+        return
+    # The others watch within one object: the server loses the batch behind their backs.
+    import threading
+
+    timer = threading.Timer(0.3, hook.cancel_batch, ("slow", "1", execution_id))
+    timer.start()
+    with pytest.raises(AirflowFailException, match=execution_id):
+        run_to_its_end(lambda: sensor_for(execution_id, mode), context)
+    timer.join()
+
+
+@pytest.mark.parametrize("soft_fail", [False, True])
+@pytest.mark.parametrize("mode", ["poke", "deferrable"])
+def test_timeout(hook: MLBatchHook, context: dict[str, Any], mode: str, soft_fail: bool) -> None:
+    execution_id = hook.start_batch("slow", "1", {"x": [1], "seconds": [60]})
+    wanted = AirflowSkipException if soft_fail else AirflowSensorTimeout
+    with pytest.raises(wanted):
+        run_to_its_end(
+            lambda: sensor_for(execution_id, mode, timeout=0.3, soft_fail=soft_fail), context
+        )
+    assert execution_id in hook.list_batch_executions("slow", "1"), "a sensor cancels nothing"
+    hook.cancel_batch("slow", "1", execution_id)
+
+
+def test_the_deferral_has_its_deadline_in_the_trigger(
+    hook: MLBatchHook, context: dict[str, Any]
+) -> None:
+    execution_id = hook.start_batch("slow", "1", {"x": [1], "seconds": [60]})
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor_for(execution_id, "deferrable", timeout=600).execute(context)
+    trigger = deferred.value.trigger
+    assert trigger.deadline == pytest.approx(time.time() + 600, abs=30)
+    assert deferred.value.timeout > timedelta(seconds=600)
+    assert "password" not in repr(trigger) and hook.get_connection(
+        "mlbatch_default"
+    ).password not in repr(trigger)
+    hook.cancel_batch("slow", "1", execution_id)
+
+
+@pytest.mark.parametrize("soft_fail", [False, True])
+@pytest.mark.parametrize("mode", ["poke", "deferrable"])
+def test_a_batch_that_failed(context: dict[str, Any], mode: str, soft_fail: bool) -> None:
+    """Only a server that cannot run a batch at all says so: the outcome is handed in here."""
+    failed = BatchStatus(BatchState.FAILED, 3, 5)
+    sensor = sensor_for("some-id", mode, soft_fail=soft_fail)
+    wanted = AirflowSkipException if soft_fail else AirflowFailException
+    with pytest.raises(wanted):
+        if mode == "deferrable":
+            event = event_of("some-id", failed)
+            sensor.resume_execution("execute_complete", {"event": event}, context)
+        else:
+            sensor.hook.get_batch_status = lambda *named: failed  # type: ignore[method-assign]
+            sensor.execute(context)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        None,
+        {},
+        {"status": "done"},
+        {"status": "done", "execution_id": "1", "state": "inProgress"},
+        {"status": "splendid", "execution_id": "1"},
+        {"status": "done", "execution_id": "1", "state": "complete", "completed_item_count": None},
+    ],
+)
+def test_an_event_that_makes_no_sense_fails_the_task(context: dict[str, Any], event: Any) -> None:
+    with pytest.raises(ContractError, match="trigger event"):
+        sensor_for("1", "deferrable").execute_complete(context, event)
+
+
+@pytest.mark.parametrize("soft_fail", [False, True])
+@pytest.mark.parametrize("mode", ["poke", "deferrable"])
+def test_a_passing_problem_is_retried_by_airflow_in_every_mode(
+    context: dict[str, Any], mode: str, soft_fail: bool
+) -> None:
+    sensor = sensor_for("some-id", mode, soft_fail=soft_fail)
+    lost = ConnectionLostError("connection refused")
+    with pytest.raises(ConnectionLostError):
+        if mode == "deferrable":
+            event = event_of("some-id", lost)
+            sensor.resume_execution("execute_complete", {"event": event}, context)
+        else:
+            sensor.hook.get_batch_status = _raiser(lost)  # type: ignore[method-assign]
+            sensor.execute(context)
+
+
+def _raiser(error: Exception) -> Callable[..., Any]:
+    def raise_it(*args: Any) -> Any:
+        raise error
+
+    return raise_it
+
+
+def test_triggers_of_one_process_share_a_login(hook: MLBatchHook) -> None:
+    from airflow_mlbatch.hooks import async_session
+
+    ids = [hook.start_batch("slow", "1", {"x": [1], "seconds": [0.3]}) for _ in range(20)]
+    sessions = set()
+
+    async def run_all() -> list[Any]:
+        async def one(execution_id: str) -> Any:
+            trigger = BatchStateTrigger(
+                service_name="slow",
+                service_version="1",
+                execution_id=execution_id,
+                poll_interval=0.1,
+            )
+            try:
+                async for event in trigger.run():
+                    sessions.add(id(trigger._session))
+                    return event.payload
+            finally:
+                await trigger.cleanup()
+
+        return await asyncio.gather(*map(one, ids))
+
+    events = asyncio.run(run_all())
+    assert [event["state"] for event in events] == ["complete"] * 20
+    assert len(sessions) == 1
+    assert not async_session._sessions, "the last one closes the session"
+
+
+def test_a_trigger_without_its_connection_sends_an_event() -> None:
+    os.environ.pop("AIRFLOW_CONN_NOWHERE", None)
+    event = fire(BatchStateTrigger(execution_id="1", mlbatch_conn_id="nowhere"))
+    assert event.payload["status"] == "error"
+    assert "nowhere" in event.payload["message"]
+
+
+def test_on_kill_cancels_only_when_asked(hook: MLBatchHook) -> None:
+    async def kill(cancel_on_kill: bool, execution_id: str) -> None:
+        trigger = BatchStateTrigger(
+            "slow", "1", execution_id, poll_interval=60, cancel_on_kill=cancel_on_kill
+        )
+
+        async def consume() -> None:
+            async for _ in trigger.run():
+                pass
+
+        task = asyncio.create_task(consume())
+        await asyncio.sleep(0.3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await trigger.on_kill()
+        await trigger.cleanup()
+
+    execution_id = hook.start_batch("slow", "1", {"x": [1], "seconds": [60]})
+    asyncio.run(kill(False, execution_id))
+    assert execution_id in hook.list_batch_executions("slow", "1")
+    asyncio.run(kill(True, execution_id))
+    assert execution_id not in hook.list_batch_executions("slow", "1")
