@@ -37,6 +37,7 @@ _DEVICES = frozenset(
 )
 _DRIVE = re.compile(r"^[A-Za-z]:")
 _UNKEPT = re.compile(r'[<>:"|?*\x00-\x1f\x7f-\x9f]')
+_WIDTH = re.compile(r"^0?[1-9][0-9]?d?$")
 _KNOWN_FIELDS = ("index", "file_name")
 
 
@@ -45,7 +46,7 @@ def safe_name(file_name: str) -> str:
 
     :raises UnsafeNameError: the name points elsewhere
     """
-    if not isinstance(file_name, str) or not file_name.strip():
+    if not file_name.strip():
         raise UnsafeNameError(f"artifact: found the name {file_name!r:.80}, expected a file name")
     reason = _why_elsewhere(file_name)
     if reason is not None:
@@ -172,7 +173,9 @@ def check_template(template: str) -> None:
         raise InputError(f"path_template: found {template!r:.120} ({error}), {expected}") from None
     fields = [(name, spec, conversion) for _, name, spec, conversion in pieces if name is not None]
     for name, spec, conversion in fields:
-        is_plain = conversion is None and (not spec or (name == "index" and spec.isalnum()))
+        is_plain = conversion is None and (
+            not spec or (name == "index" and _WIDTH.match(spec) is not None)
+        )
         if name not in _KNOWN_FIELDS or not is_plain:
             raise InputError(
                 f"path_template: found the field {name!r} in {template!r:.120}, {expected}"

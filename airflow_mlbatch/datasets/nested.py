@@ -15,7 +15,7 @@ from airflow_mlbatch.protocol.values import TypeName
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Element", "FrameShape", "Misshape", "element_type"]
+__all__ = ["ASSUMED", "Element", "FrameShape", "Misshape", "element_type", "is_assumed"]
 
 # What the elements of a vector, a matrix or a column of a data.frame are.
 Element: TypeAlias = Literal["nothing", "logical", "number", "text"]
@@ -137,6 +137,15 @@ class FrameShape:
 
 def _listed(names: Any) -> str:
     return ", ".join(map(repr, names)) or "none"
+
+
+# Metadata of an Arrow field whose type was taken for granted, because no value showed it.
+ASSUMED: dict[bytes, bytes] = {b"mlbatch.assumed": b"1"}
+
+
+def is_assumed(field: pa.Field) -> bool:
+    """Whether a column holds no value that would show its type."""
+    return b"mlbatch.assumed" in (field.metadata or {})
 
 
 def nested_type(kind: TypeName, elements: Elements) -> pa.DataType:

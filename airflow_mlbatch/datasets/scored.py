@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from airflow_mlbatch.datasets.jsonlines import JSON_TEXT, json_text
 from airflow_mlbatch.datasets.nested import (
+    ASSUMED,
     Elements,
     FrameShape,
     Misshape,
@@ -361,10 +362,9 @@ class _Nested:
     def settle(self) -> list[pa.Field]:
         import pyarrow as pa
 
-        if not self._elements.is_known:
-            self._elements.element = "number"
+        metadata = _settled(self._elements)
         self._type = nested_type(self._output.type, self._elements)
-        return [pa.field(self._output.name, self._type)]
+        return [pa.field(self._output.name, self._type, metadata=metadata)]
 
     def arrays(self, block: RecordBlock) -> list[pa.Array]:
 
@@ -393,25 +393,29 @@ class _Frame:
         import pyarrow as pa
 
         self._is_settled = True
-        for elements in self._shape.columns.values():
-            if not elements.is_known:
-                elements.element = "number"
-        name = self._output.name
-        if self._shape.is_spread:
+        name, columns = self._output.name, self._shape.columns
+        assumed = {column: _settled(elements) for column, elements in columns.items()}
+        if self._shape.is_spread and self._shape.is_seen:
             return [
-                pa.field(f"{name}_{column}", element_type(elements.element))
-                for column, elements in self._shape.columns.items()
+                pa.field(
+                    f"{name}_{column}", element_type(elements.element), metadata=assumed[column]
+                )
+                for column, elements in columns.items()
             ]
+        # Without a single frame there is no type to learn, and nothing but nulls to write.
+        if not self._shape.is_seen:
+            return [pa.field(name, pa.null(), metadata=ASSUMED)]
         if self._whole_as_text:
             return [pa.field(name, pa.string(), metadata=JSON_TEXT)]
-        # Without a single frame there is no type to learn, and nothing but nulls to write.
-        kind = frame_type(self._shape) if self._shape.is_seen else pa.null()
-        return [pa.field(name, kind)]
+        is_assumed = any(assumed.values())
+        return [pa.field(name, frame_type(self._shape), metadata=ASSUMED if is_assumed else None)]
 
     def arrays(self, block: RecordBlock) -> list[pa.Array]:
         import pyarrow as pa
 
         frames = block.outputs[self._output.name]
+        if not self._shape.is_seen:
+            return [pa.nulls(len(frames))]
         if self._shape.is_spread:
             return [
                 _array(
@@ -422,8 +426,15 @@ class _Frame:
             ]
         if self._whole_as_text:
             return [pa.array([json_text(frame) for frame in frames], pa.string())]
-        kind = frame_type(self._shape) if self._shape.is_seen else pa.null()
-        return [_array(frames, kind)]
+        return [_array(frames, frame_type(self._shape))]
+
+
+def _settled(elements: Elements) -> dict[bytes, bytes] | None:
+    """Take numbers for granted where no value came; the field's metadata says that it was so."""
+    if elements.is_known:
+        return None
+    elements.element = "number"
+    return ASSUMED
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:

@@ -90,6 +90,7 @@ def read_text_cells(
             block *= 8
             file.seek(0)
         else:
+            reader.check_quotes(where)
             return
 
 
@@ -105,7 +106,7 @@ class _Rows:
         block: int,
         skipped: int,
     ) -> None:
-        self._file, self._skipped, self._columns = file, skipped, list(columns)
+        self._file, self._skipped, self._columns = _Unclosed(file), skipped, list(columns)
         self._bad_row: Any = None
         self._header = list(header)
         self._delimiter, self._block = delimiter, block
@@ -115,7 +116,7 @@ class _Rows:
         import pyarrow.csv as arrow_csv
 
         reader = arrow_csv.open_csv(
-            pa.PythonFile(_Unclosed(self._file), "r"),
+            pa.PythonFile(self._file, "r"),
             # One thread: the file belongs to this one, and rows keep their numbers.
             read_options=arrow_csv.ReadOptions(
                 use_threads=False, block_size=self._block, skip_rows_after_names=self._skipped
@@ -144,6 +145,13 @@ class _Rows:
         finally:
             reader.close()
 
+    def check_quotes(self, where: str) -> None:
+        """Arrow takes the end of the file for the end of a cell whose quote was never closed."""
+        if self._file.quotes % 2 and self._file.ends_inside_quotes(self._delimiter):
+            raise DatasetError(
+                f"{where}: found the end of the file inside a quoted cell, expected a closing quote"
+            )
+
     def _take_bad_row(self, row: Any) -> str:
         self._bad_row = row
         return "error"
@@ -164,13 +172,30 @@ class _Unclosed(io.RawIOBase):
     """Lends a file to Arrow, which closes what it is given."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+        self._file, self.quotes = file, 0
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        return self._file.read(size)
+        data = self._file.read(size)
+        self.quotes += data.count(b'"')
+        return data
+
+    def ends_inside_quotes(self, delimiter: str) -> bool:
+        """Read the file again with a stricter reader: a quote inside a bare cell is no error."""
+        self._file.seek(0)
+        text = io.TextIOWrapper(self._file, encoding="utf-8", errors="replace", newline="")
+        limit = csv.field_size_limit(_LARGEST_BLOCK)
+        try:
+            for _ in csv.reader(text, delimiter=delimiter, strict=True):
+                pass
+        except csv.Error as error:
+            return "unexpected end of data" in str(error)
+        finally:
+            csv.field_size_limit(limit)
+            text.detach()
+        return False
 
 
 def _check_unicode(batch: pa.RecordBatch, where: str, first_row: int) -> None:

@@ -30,6 +30,7 @@ from airflow_mlbatch.datasets.casting import objects
 from airflow_mlbatch.datasets.formats import TableFormat, table_format
 from airflow_mlbatch.datasets.jsonlines import is_json_text, json_text
 from airflow_mlbatch.datasets.locations import StoragePath
+from airflow_mlbatch.datasets.nested import is_assumed
 from airflow_mlbatch.datasets.staging import StagedFile, gzip_into
 from airflow_mlbatch.errors import DatasetError
 
@@ -48,6 +49,7 @@ class WrittenTable:
     :param bytes: size of the file
     :param sha256: checksum of the file, in hexadecimal digits
     :param columns: name and type of each column, as Arrow calls the type; ``json`` for JSON text
+    :param assumed: columns that held no value to show their type
     """
 
     name: str
@@ -55,6 +57,7 @@ class WrittenTable:
     bytes: int
     sha256: str
     columns: tuple[tuple[str, str], ...]
+    assumed: tuple[str, ...] = ()
 
 
 class TableWriter:
@@ -114,8 +117,12 @@ class TableWriter:
             with suppress(Exception):
                 self._sink.close()
 
-    def columns(self) -> tuple[tuple[str, str], ...]:
-        return _columns(self._schema) if self._schema is not None else ()
+    def told(self, size: int, sha256: str) -> WrittenTable:
+        """What was written."""
+        schema = self._schema if self._schema is not None else ()
+        assumed = tuple(field.name for field in schema if is_assumed(field))
+        name = str(self._path.name)
+        return WrittenTable(name, self.rows, size, sha256, _columns(schema), assumed)
 
 
 @contextmanager
@@ -143,9 +150,7 @@ def open_table(
         else:
             writer = TableWriter(path, kind, file)  # type: ignore[arg-type]
             yield from _fill(writer, schema)
-    writer.written = WrittenTable(
-        str(path.name), writer.rows, staged.size, staged.sha256, writer.columns()
-    )
+    writer.written = writer.told(staged.size, staged.sha256)
 
 
 def _fill(writer: TableWriter, schema: pa.Schema | None) -> Iterator[TableWriter]:

@@ -1,0 +1,375 @@
+"""A large table in shards: the plan, a part for each, and one dataset that is published at the end.
+
+A dataset is a folder::
+
+    part-00000.parquet   part-00001.parquet   …   manifest.json   _SUCCESS
+
+Law: ``_SUCCESS`` is there only while every input row is in exactly one part. It is removed before the
+first part is touched (:func:`begin_dataset`) and written last (:func:`publish_dataset`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from airflow_mlbatch.datasets import locations
+from airflow_mlbatch.datasets.formats import TableFormat, table_format
+from airflow_mlbatch.datasets.locations import StoragePath
+from airflow_mlbatch.datasets.manifest import (
+    MANIFEST_VERSION,
+    Counts,
+    columns_object,
+    write_manifest,
+)
+from airflow_mlbatch.datasets.readers import open_rows
+from airflow_mlbatch.datasets.scored import INDEX_COLUMN
+from airflow_mlbatch.datasets.staging import write_whole
+from airflow_mlbatch.datasets.writers import WrittenTable, open_table
+from airflow_mlbatch.errors import DatasetError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = [
+    "MANIFEST_NAME",
+    "SUCCESS_NAME",
+    "Check",
+    "begin_dataset",
+    "part_name",
+    "part_object",
+    "plan_shards",
+    "publish_dataset",
+]
+
+MANIFEST_NAME, SUCCESS_NAME = "manifest.json", "_SUCCESS"
+
+# How far a part is trusted: its size, its bytes, or the row numbers in it.
+Check: TypeAlias = Literal["size", "checksum", "index"]
+
+_PART = re.compile(r"^part-\d{5,}\.(parquet|csv|tsv|jsonl)(\.gz)?$")
+_STAGED_PART = re.compile(r"^\.part-\d{5,}\..*\.part$")
+_CHUNK = 4 * 1024 * 1024
+
+
+def plan_shards(
+    row_count: int, records_per_batch: int, max_map_length: int = 1024
+) -> list[dict[str, int]]:
+    """Cut a table into shards of consecutive rows.
+
+    :param max_map_length: how many tasks Airflow maps at most (``[core] max_map_length``)
+    :return: for each shard ``{"shard", "start", "stop"}``, half-open; nothing for an empty table
+    :raises DatasetError: the numbers make no sense, or there would be too many shards
+    """
+    for name, number in (("row_count", row_count), ("records_per_batch", records_per_batch)):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise DatasetError(f"{name}: found {number!r:.80}, expected a whole number")
+    if row_count < 0:
+        raise DatasetError(f"row_count: found {row_count}, expected 0 or more")
+    if records_per_batch < 1:
+        raise DatasetError(f"records_per_batch: found {records_per_batch}, expected 1 or more")
+    shards = -(-row_count // records_per_batch)
+    if shards > max_map_length:
+        least = -(-row_count // max_map_length)
+        raise DatasetError(
+            f"records_per_batch: found {records_per_batch:,}, which cuts {row_count:,} rows into "
+            f"{shards:,} shards, but [core] max_map_length allows {max_map_length:,}; choose "
+            f"records_per_batch={least} or more, or raise max_map_length"
+        )
+    return [
+        {
+            "shard": shard,
+            "start": shard * records_per_batch,
+            "stop": min((shard + 1) * records_per_batch, row_count),
+        }
+        for shard in range(shards)
+    ]
+
+
+def part_name(shard: int, format: str = "parquet", *, is_gzip: bool = False) -> str:
+    """The file name of a shard's part, for example ``part-00000.parquet``."""
+    return f"part-{shard:05d}{TableFormat(format, is_gzip).suffix}"  # type: ignore[arg-type]
+
+
+def part_object(
+    shard: Mapping[str, int],
+    written: WrittenTable,
+    counts: Counts,
+    *,
+    execution_ids: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What a shard's task tells the one that publishes, as a JSON object.
+
+    :param shard: from :func:`plan_shards`
+    """
+    return {
+        **{name: shard[name] for name in ("shard", "start", "stop")},
+        **asdict(counts),
+        **_of_file(written),
+        "execution_ids": list(execution_ids),
+    }
+
+
+def _of_file(written: WrittenTable) -> dict[str, Any]:
+    return {
+        "name": written.name,
+        "rows": written.rows,
+        "bytes": written.bytes,
+        "sha256": written.sha256,
+        "columns": columns_object(written.columns),
+        "assumed": list(written.assumed),
+    }
+
+
+def begin_dataset(folder: StoragePath) -> None:
+    """Take back the mark and the manifest of an earlier run, before the first part changes."""
+    locations.remove(folder / SUCCESS_NAME)
+    locations.remove(folder / MANIFEST_NAME)
+
+
+def publish_dataset(
+    folder: StoragePath,
+    parts: Sequence[Mapping[str, Any]],
+    row_count: int,
+    *,
+    server: str,
+    service_name: str,
+    service_version: str,
+    created_at: str,
+    schema: pa.Schema | None = None,
+    format: str = "parquet",
+    check: Check = "index",
+    extra: Mapping[str, Any] | None = None,
+    attempt: str | None = None,
+) -> dict[str, Any]:
+    """Check that every input row is there exactly once, then publish.
+
+    Parts of other runs are removed. Where a part had to assume the type of a column (a shard whose
+    records all failed, say) and another part knows it, the former is rewritten, so that the dataset
+    has one schema.
+
+    :param folder: the dataset
+    :param parts: from :func:`part_object`, in any order
+    :param row_count: rows of the input table
+    :param schema: columns of an empty dataset, which has one part without rows
+    :param check: ``"size"`` compares sizes, ``"checksum"`` reads every byte, ``"index"`` (the
+        default) compares sizes and reads the column ``mlbatch_index`` of each part
+    :return: the manifest
+    :raises DatasetError: names the part or the rows that are missing, there twice or changed
+    """
+    if check not in ("size", "checksum", "index"):
+        raise DatasetError(f"check: found {check!r}, expected 'size', 'checksum' or 'index'")
+    begin_dataset(folder)
+    ordered = sorted((dict(part) for part in parts), key=lambda part: (part["start"], part["stop"]))
+    _check_ranges(ordered, row_count)
+    for part in ordered:
+        _check_part(folder, part, check)
+    if not ordered and schema is not None:
+        ordered = [_empty_part(folder, schema, format, attempt)]
+    ordered = _with_one_schema(folder, ordered, attempt)
+    _remove_others(folder, {str(part["name"]) for part in ordered})
+    manifest = {
+        "manifest_version": MANIFEST_VERSION,
+        "rows": row_count,
+        "succeeded": sum(part["succeeded"] for part in ordered),
+        "failed": sum(part["failed"] for part in ordered),
+        "columns": ordered[0]["columns"] if ordered else [],
+        "files": [_listed_file(part) for part in ordered],
+        "execution_ids": [id_ for part in ordered for id_ in part["execution_ids"]],
+        "server": server,
+        "service_name": service_name,
+        "service_version": service_version,
+        "created_at": created_at,
+        **(extra or {}),
+    }
+    write_manifest(folder / MANIFEST_NAME, manifest, attempt)
+    write_whole(folder / SUCCESS_NAME, b"", attempt)
+    return manifest
+
+
+def _listed_file(part: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("name", "rows", "bytes", "sha256", "succeeded", "failed", "execution_ids")
+    return {**{name: part[name] for name in names}, "first_index": part["start"]}
+
+
+# --- checks --------------------------------------------------------------------------------------
+
+
+def _check_ranges(parts: Sequence[Mapping[str, Any]], row_count: int) -> None:
+    expected = 0
+    for part in parts:
+        start, stop, name = part["start"], part["stop"], part["name"]
+        if start > expected:
+            raise DatasetError(f"dataset: found no part for the rows {expected} to {start - 1}")
+        if start < expected:
+            raise DatasetError(
+                f"dataset: found the rows {start} to {min(stop, expected) - 1} in more than one part, "
+                f"{name!r} among them, expected each row once"
+            )
+        size = stop - start
+        if size < 1 or part["rows"] != size or part["succeeded"] + part["failed"] != size:
+            raise DatasetError(
+                f"{name}: found {part['rows']} rows ({part['succeeded']} succeeded, "
+                f"{part['failed']} failed), expected {size} for the rows {start} to {stop - 1}"
+            )
+        if not _PART.match(name):
+            raise DatasetError(f"dataset: found a part named {name!r}, expected part-00000.…")
+        expected = stop
+    if expected != row_count:
+        raise DatasetError(
+            f"dataset: found parts up to row {expected - 1}, expected {row_count:,} rows"
+            if expected
+            else f"dataset: found no parts, expected {row_count:,} rows"
+        )
+    names = [part["name"] for part in parts]
+    if len(set(names)) < len(names):
+        raise DatasetError("dataset: found two parts of one name, expected a name for each shard")
+
+
+def _check_part(folder: StoragePath, part: Mapping[str, Any], check: Check) -> None:
+    path = folder / part["name"]
+    size = locations.file_size(path)
+    if size is None:
+        raise DatasetError(f"{path}: found no such part; clear the task of shard {part['shard']}")
+    # A try of publishing that died may have rewritten it, to the same rows in other bytes.
+    may_be_rewritten = bool(part["assumed"])
+    if size != part["bytes"] and not may_be_rewritten:
+        raise DatasetError(
+            f"{path}: found {size:,} bytes, expected {part['bytes']:,} as written; "
+            f"clear the task of shard {part['shard']}"
+        )
+    if check == "checksum" and not may_be_rewritten:
+        found = _checksum(path)
+        if found != part["sha256"]:
+            raise DatasetError(f"{path}: found the checksum {found}, expected {part['sha256']}")
+    if check == "index" or may_be_rewritten:
+        _check_index(path, part["start"], part["stop"])
+
+
+def _checksum(path: StoragePath) -> str:
+    digest = hashlib.sha256()
+    with locations.open_input(path) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_index(path: StoragePath, start: int, stop: int) -> None:
+    import numpy as np
+    import pyarrow as pa
+
+    expected = start
+    for batch in open_rows(path, [INDEX_COLUMN]):
+        found = batch.column(0).cast(pa.int64()).to_numpy(zero_copy_only=False)
+        wanted = np.arange(expected, expected + len(found))
+        wrong = np.flatnonzero(found != wanted)
+        if len(wrong):
+            place = int(wrong[0])
+            raise DatasetError(
+                f"{path}: found {INDEX_COLUMN}={found[place]}, expected {expected + place}"
+            )
+        expected += len(found)
+    if expected != stop:
+        raise DatasetError(f"{path}: found {expected - start} rows, expected {stop - start}")
+
+
+# --- one schema ----------------------------------------------------------------------------------
+
+
+def _with_one_schema(
+    folder: StoragePath, parts: Sequence[dict[str, Any]], attempt: str | None
+) -> list[dict[str, Any]]:
+    kinds = {_pairs(part) for part in parts}
+    if len(kinds) <= 1:
+        return list(parts)
+    model = min(parts, key=lambda part: (len(part["assumed"]), part["start"]))
+    for part in parts:
+        _check_mergeable(model, part)
+    pattern = open_rows(folder / model["name"]).schema
+    return [
+        part if _pairs(part) == _pairs(model) else _rewritten(folder, part, pattern, attempt)
+        for part in parts
+    ]
+
+
+def _pairs(part: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple((column["name"], column["type"]) for column in part["columns"])
+
+
+def _check_mergeable(model: Mapping[str, Any], part: Mapping[str, Any]) -> None:
+    """Parts may differ only in columns whose type one of them assumed."""
+    own, wanted, assumed = dict(_pairs(part)), dict(_pairs(model)), set(part["assumed"])
+    differing = [
+        name for name, kind in own.items() if name not in assumed and wanted.get(name) != kind
+    ]
+    absent = [] if assumed else [name for name in wanted if name not in own]
+    if differing or absent:
+        told = ", ".join(
+            f"{name!r} ({own.get(name, 'absent')}, elsewhere {wanted.get(name, 'absent')})"
+            for name in [*differing, *absent]
+        )
+        raise DatasetError(
+            f"{part['name']}: found columns that differ from those of {model['name']}: {told}; "
+            "expected the same in each part. The service's outputs change their shape from record to "
+            'record: choose data_frames="columns" or "nested", or format="jsonl"'
+        )
+
+
+def _rewritten(
+    folder: StoragePath, part: dict[str, Any], schema: pa.Schema, attempt: str | None
+) -> dict[str, Any]:
+    """The part again, with the columns of ``schema``; what it did not have is null."""
+    path = folder / part["name"]
+    with open_table(path, schema=schema, attempt=attempt) as table:
+        for batch in _recast(iter(open_rows(path)), schema):
+            table.write(batch)
+    assert table.written is not None
+    return {**part, **_of_file(replace(table.written, assumed=()))}
+
+
+def _recast(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    for batch in batches:
+        arrays = [
+            _recast_column(batch.column(field.name), field)
+            if field.name in batch.schema.names
+            else pa.nulls(batch.num_rows, field.type)
+            for field in schema
+        ]
+        yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _recast_column(array: pa.Array, field: pa.Field) -> pa.Array:
+    import pyarrow as pa
+
+    if array.type == field.type:
+        return array
+    # Values of an assumed column are null or empty lists, which is the same in every type; but not
+    # every pair of types has a cast in Arrow.
+    return pa.array(array.to_pylist(), field.type)
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def _empty_part(
+    folder: StoragePath, schema: pa.Schema, format: str, attempt: str | None
+) -> dict[str, Any]:
+    path = folder / part_name(0, format)
+    table_format(path)
+    with open_table(path, schema=schema, attempt=attempt) as table:
+        pass
+    assert table.written is not None
+    shard = {"shard": 0, "start": 0, "stop": 0}
+    return part_object(shard, table.written, Counts(0, 0, 0))
+
+
+def _remove_others(folder: StoragePath, names: set[str]) -> None:
+    """Parts of earlier runs, and what was left of parts that were never finished."""
+    for name in locations.file_names(folder):
+        if (_PART.match(name) and name not in names) or _STAGED_PART.match(name):
+            locations.remove(folder / name)
