@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"mlbatch {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_serve(commands)
+    _add_demo(commands)
+    _add_ui(commands)
     options = parser.parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
@@ -155,6 +157,55 @@ def _serve(options: argparse.Namespace) -> int:
     )
     serve(settings, lambda line: print(line, flush=True))
     return 0
+
+
+# --- demo and ui ---------------------------------------------------------------------------------
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="score a table with a real Dag on a real server, and show it",
+        description="Start the scoring server, run an example Dag that scores the 32 cars of mtcars, "
+        "and print the scored table. Exit code 0 means that all of it is right.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    demo.set_defaults(run=_demo, command="demo")
+    _add_folder(demo)
+
+
+def _add_ui(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    ui = commands.add_parser(
+        "ui",
+        help="open Airflow with the example Dags and a scoring server behind them",
+        description="Start the scoring server and Airflow standalone, with the example Dags and the "
+        "connection in place. Ctrl-C ends both.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    ui.set_defaults(run=_ui, command="ui")
+    _add_folder(ui)
+    ui.add_argument("--port", type=_port, default=8080, help="of Airflow's pages")
+
+
+def _add_folder(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("mlbatch-demo"),
+        help="where Airflow, the server and the results are kept",
+    )
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from airflow_mlbatch.demo.show import run_demo
+
+    return run_demo(options.folder)
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from airflow_mlbatch.demo.show import run_ui
+
+    return run_ui(options.folder, options.port)
 
 
 def _fail(command: str, message: str) -> NoReturn:

@@ -1,0 +1,86 @@
+"""An Airflow of its own for the demonstration: a folder, a database, a connection, the examples.
+
+Law: Airflow is only ever started as a process, with its settings in the environment, as a user would
+start it. Nothing here imports it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+__all__ = ["DemoHome"]
+
+
+class DemoHome:
+    """A folder that holds everything that a demonstration makes.
+
+    :param folder: made if it is not there
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self.data = self.folder / "data"
+        self.log = self.folder / "airflow.log"
+        self.scored = self.data / "scored"
+
+    def prepare(self) -> None:
+        """Lay out the example tables, and remove the results of an earlier demonstration."""
+        shutil.rmtree(self.scored, ignore_errors=True)
+        self.data.mkdir(parents=True, exist_ok=True)
+        for name in ("mtcars.csv", "mtcars.tsv"):
+            table = resources.files("airflow_mlbatch.demo") / "data" / name
+            (self.data / name).write_bytes(table.read_bytes())
+        self.log.write_bytes(b"")
+
+    def environment(self, url: str, password: str) -> dict[str, str]:
+        """The environment of Airflow's processes, with the connection to the server in it."""
+        host, _, port = url.removeprefix("http://").partition(":")
+        connection = {
+            "conn_type": "mlbatch",
+            "host": host,
+            "port": int(port),
+            "login": "admin",
+            "password": password,
+        }
+        return {
+            **{name: value for name, value in os.environ.items() if "AIRFLOW_" not in name},
+            "AIRFLOW_HOME": str(self.folder / "airflow"),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(examples_folder()),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW_CONN_MLBATCH_DEFAULT": json.dumps(connection),
+            "MLBATCH_EXAMPLE_DATA": str(self.data),
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        }
+
+    def migrate(self, environment: dict[str, str]) -> None:
+        """Make Airflow's database, or bring it up to date.
+
+        :raises subprocess.CalledProcessError: see the log
+        """
+        with self.log.open("ab") as log:
+            subprocess.run(
+                [sys.executable, "-m", "airflow", "db", "migrate"],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                check=True,
+            )
+
+
+def examples_folder() -> Path:
+    """The folder of example Dags: in a checkout beside the package, in an installation inside it.
+
+    :raises FileNotFoundError: it is in neither place
+    """
+    package = Path(__file__).parents[1]
+    for folder in (package.parent / "dags_examples", package / "dags_examples"):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError("there is no folder dags_examples beside or inside the package")
