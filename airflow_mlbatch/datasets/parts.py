@@ -43,6 +43,7 @@ __all__ = [
     "part_object",
     "plan_shards",
     "publish_dataset",
+    "remove_other_parts",
 ]
 
 MANIFEST_NAME, SUCCESS_NAME = "manifest.json", "_SUCCESS"
@@ -170,7 +171,7 @@ def publish_dataset(
     if not ordered and schema is not None:
         ordered = [_empty_part(folder, schema, format, attempt)]
     ordered = _with_one_schema(folder, ordered, attempt)
-    _remove_others(folder, {str(part["name"]) for part in ordered})
+    remove_other_parts(folder, {str(part["name"]) for part in ordered})
     manifest = {
         "manifest_version": MANIFEST_VERSION,
         "rows": row_count,
@@ -368,7 +369,7 @@ def _empty_part(
     return part_object(shard, table.written, Counts(0, 0, 0))
 
 
-def _remove_others(folder: StoragePath, names: set[str]) -> None:
+def remove_other_parts(folder: StoragePath, names: set[str]) -> None:
     """Parts of earlier runs, and what was left of parts that were never finished."""
     for name in locations.file_names(folder):
         if (_PART.match(name) and name not in names) or _STAGED_PART.match(name):

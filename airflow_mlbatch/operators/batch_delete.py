@@ -10,6 +10,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors
+from airflow_mlbatch.operators.batch_score import EXECUTION_ID_KEY
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -27,6 +28,8 @@ class BatchDeleteOperator(BaseOperator):
     :param service_version: its version
     :param execution_ids: one id, or a list of ids; ``None`` in the list (a batch that was never
         started) is passed over
+    :param score_task_ids: tasks of this run that started batches: theirs are deleted, also where
+        the task failed later
     :param mlbatch_conn_id: connection of type ``mlbatch``
     """
 
@@ -43,7 +46,8 @@ class BatchDeleteOperator(BaseOperator):
         *,
         service_name: str,
         service_version: str,
-        execution_ids: Any,
+        execution_ids: Any = None,
+        score_task_ids: Sequence[str] = (),
         mlbatch_conn_id: str = MLBatchHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
@@ -51,6 +55,7 @@ class BatchDeleteOperator(BaseOperator):
         self.service_name = service_name
         self.service_version = service_version
         self.execution_ids = execution_ids
+        self.score_task_ids = score_task_ids
         self.mlbatch_conn_id = mlbatch_conn_id
 
     def execute(self, context: Context) -> list[str]:
@@ -58,13 +63,21 @@ class BatchDeleteOperator(BaseOperator):
         hook = MLBatchHook(self.mlbatch_conn_id)
         deleted = []
         with airflow_errors():
-            for execution_id in self._ids():
+            for execution_id in dict.fromkeys([*self._ids(), *self._ids_of_tasks(context)]):
                 if hook.cancel_batch(self.service_name, self.service_version, execution_id):
                     deleted.append(execution_id)
                 else:
                     self.log.info("execution %s was gone already", execution_id)
         self.log.info("deleted %s executions", f"{len(deleted):,}")
         return deleted
+
+    def _ids_of_tasks(self, context: Context) -> list[str]:
+        ti: Any = context["ti"]
+        ids: list[str] = []
+        for task_id in self.score_task_ids:
+            pulled = ti.xcom_pull(task_ids=task_id, key=EXECUTION_ID_KEY)
+            ids += [pulled] if isinstance(pulled, str) else [each for each in pulled or () if each]
+        return ids
 
     def _ids(self) -> list[str]:
         found = self.execution_ids

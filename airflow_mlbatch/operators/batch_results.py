@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_mlbatch.datasets.failures import FailureLog, FailurePolicy
+    from airflow_mlbatch.datasets.manifest import Counts
     from airflow_mlbatch.datasets.readers import TableRows
     from airflow_mlbatch.datasets.writers import WrittenTable
     from airflow_mlbatch.protocol.results import RecordBlock, RecordResult
     from airflow_mlbatch.protocol.services import Service
 
-__all__ = ["BatchResultsOperator"]
+__all__ = ["BatchResultsOperator", "ScoredTable", "attempt_of"]
 
 
 @dataclass
@@ -39,6 +40,28 @@ class Rescored:
 
     results: dict[int, RecordResult] = field(default_factory=dict)
     execution_ids: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ScoredTable:
+    """A scored table that is in place.
+
+    :param failures: how many records failed, and the first of them
+    :param execution_ids: every batch that its rows come from
+    """
+
+    written: WrittenTable
+    rejects: WrittenTable | None
+    failures: FailureLog
+    execution_ids: list[str]
+
+    @property
+    def counts(self) -> Counts:
+        """Rows, and what became of them."""
+        from airflow_mlbatch.datasets.manifest import Counts
+
+        total, failed = self.failures.total, self.failures.failed
+        return Counts(total, total - failed, failed)
 
 
 class BatchResultsOperator(BaseOperator):
@@ -181,7 +204,7 @@ class BatchResultsOperator(BaseOperator):
             rescored = self._rescore(service)
             if self.output_path is None:
                 return self._to_xcom(policy, rescored)
-            return self._to_table(context, service, policy, rescored)
+            return self._published(context, self._to_table(context, service, policy, rescored))
 
     def on_kill(self) -> None:
         """Cancel a batch of failed records that this task has started."""
@@ -310,44 +333,55 @@ class BatchResultsOperator(BaseOperator):
 
     # --- into a table ----------------------------------------------------------------------------
 
+    def _output(self) -> Any:
+        """Where the table goes."""
+        assert self.output_path is not None
+        return location(self.output_path, self.output_conn_id)
+
+    def _rejects(self) -> Any:
+        """Where the failed rows go, or ``None``."""
+        if self.rejects_path is None:
+            return None
+        return location(self.rejects_path, self.rejects_conn_id)
+
     def _to_table(
         self, context: Context, service: Service, policy: FailurePolicy, rescored: Rescored
-    ) -> dict[str, Any]:
+    ) -> ScoredTable:
         from airflow_mlbatch.datasets.failures import FailureLog
-        from airflow_mlbatch.datasets.manifest import (
-            Counts,
-            manifest_path,
-            table_manifest,
-            write_manifest,
+
+        output = self._output()
+        log = FailureLog(self._input_columns(service) if self.input_path is not None else None)
+        written, rejects = self._write(output, attempt_of(context), service, policy, rescored, log)
+        self.log.info(
+            "wrote %s rows (%s failed) to %s", f"{log.total:,}", f"{log.failed:,}", output
         )
+        ids = [self.execution_id, *rescored.execution_ids]
+        return ScoredTable(written, rejects, log, ids)
+
+    def _published(self, context: Context, table: ScoredTable) -> dict[str, Any]:
+        """Write the manifest beside the table, tell Airflow about the asset; the XCom."""
+        from airflow_mlbatch.datasets.manifest import manifest_path, table_manifest, write_manifest
 
         assert self.output_path is not None
-        output = location(self.output_path, self.output_conn_id)
-        attempt = _attempt(context)
-        log = FailureLog(self._input_columns(service) if self.input_path is not None else None)
-        written, rejects = self._write(output, attempt, service, policy, rescored, log)
         manifest = table_manifest(
-            written,
-            Counts(log.total, log.total - log.failed, log.failed),
-            execution_ids=[self.execution_id, *rescored.execution_ids],
+            table.written,
+            table.counts,
+            execution_ids=table.execution_ids,
             server=self.hook.url,
             service_name=self.service_name,
             service_version=self.service_version,
             created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             first_index=self._first_row(),
-            rejects=rejects,
+            rejects=table.rejects,
             extra={"output_path": self.output_path, "rejects_path": self.rejects_path},
         )
-        write_manifest(manifest_path(output), manifest, attempt)
+        write_manifest(manifest_path(self._output()), manifest, attempt_of(context))
         counts = {name: manifest[name] for name in ("rows", "succeeded", "failed")}
         emit(
             context,
             self.outlets,
             self.output_path,
             {**counts, "execution_ids": manifest["execution_ids"]},
-        )
-        self.log.info(
-            "wrote %s rows (%s failed) to %s", f"{log.total:,}", f"{log.failed:,}", self.output_path
         )
         return manifest
 
@@ -378,10 +412,11 @@ class BatchResultsOperator(BaseOperator):
             )
             takers = [log]
             rejects = None
-            if self.rejects_path is not None:
+            rejects_path = self._rejects()
+            if rejects_path is not None:
                 rejects = stack.enter_context(
                     open_rejects(
-                        location(self.rejects_path, self.rejects_conn_id),
+                        rejects_path,
                         input_schema=None if rows is None else rows.schema,
                         attempt=attempt,
                     )
@@ -446,7 +481,7 @@ class BatchResultsOperator(BaseOperator):
         return list(dict.fromkeys(columns))
 
 
-def _attempt(context: Context) -> str:
+def attempt_of(context: Context) -> str:
     """Names this piece of work, the same in each of its tries."""
     ti: Any = context["ti"]
     return f"{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.map_index}"

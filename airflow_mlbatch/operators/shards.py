@@ -1,0 +1,321 @@
+"""A large table in shards: the plan, the part of each shard, and the dataset at the end.
+
+Law: memory depends on the shard, never on the table; the dataset is published only when every row of
+the input is there exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSkipException,
+    BaseOperator,
+    conf,
+)
+
+from airflow_mlbatch.errors import InputError
+from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks.outcomes import airflow_errors
+from airflow_mlbatch.operators.assets import emit, with_outlet
+from airflow_mlbatch.operators.batch_results import BatchResultsOperator, ScoredTable, attempt_of
+from airflow_mlbatch.operators.batch_score import OnEmpty
+from airflow_mlbatch.operators.locations import location
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+__all__ = ["DatasetCommitOperator", "ShardPlanOperator", "ShardResultsOperator"]
+
+_DEFAULT_MAP_LENGTH = 1024
+
+
+class ShardPlanOperator(BaseOperator):
+    """Cuts a table into shards; its XCom maps the tasks that score them.
+
+    For each shard: ``shard`` (``shard``, ``start``, ``stop``), ``row_range``, and
+    ``max_failed_records`` as the most failures that the whole table may have.
+
+    :param service_name: a published service
+    :param service_version: its version
+    :param input_path: the table
+    :param input_conn_id: the connection of its storage
+    :param input_format: its format, where the name does not tell
+    :param columns: the table's column for an input, where their names differ
+    :param output_path: the folder of the dataset; what an earlier run published there stops being
+        called complete
+    :param output_conn_id: the connection of that storage
+    :param records_per_batch: most records of a shard
+    :param max_failed_records: a count, or a fraction of the records of the table
+    :param on_empty: what to do about a table without rows: ``skip``, ``fail`` or ``succeed``
+    :param mlbatch_conn_id: connection of type ``mlbatch``
+    """
+
+    template_fields: Sequence[str] = (
+        "service_name",
+        "service_version",
+        "input_path",
+        "input_conn_id",
+        "input_format",
+        "columns",
+        "output_path",
+        "output_conn_id",
+        "records_per_batch",
+        "max_failed_records",
+        "mlbatch_conn_id",
+    )
+
+    def __init__(
+        self,
+        *,
+        service_name: str,
+        service_version: str,
+        input_path: str,
+        output_path: str,
+        input_conn_id: str | None = None,
+        input_format: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        output_conn_id: str | None = None,
+        records_per_batch: int = 100_000,
+        max_failed_records: float = 0,
+        on_empty: OnEmpty = "skip",
+        mlbatch_conn_id: str = MLBatchHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.service_name = service_name
+        self.service_version = service_version
+        self.input_path = input_path
+        self.input_conn_id = input_conn_id
+        self.input_format = input_format
+        self.columns = columns
+        self.output_path = output_path
+        self.output_conn_id = output_conn_id
+        self.records_per_batch = records_per_batch
+        self.max_failed_records = max_failed_records
+        self.on_empty = on_empty
+        self.mlbatch_conn_id = mlbatch_conn_id
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        """Count, check the columns, and cut."""
+        from airflow_mlbatch.datasets.failures import FailurePolicy
+        from airflow_mlbatch.datasets.parts import begin_dataset, plan_shards
+        from airflow_mlbatch.datasets.readers import count_rows, read_inputs
+
+        with airflow_errors():
+            policy = FailurePolicy(self.max_failed_records)
+            path = location(self.input_path, self.input_conn_id)
+            row_count = count_rows(path, self.input_format)
+            if row_count == 0:
+                self._judge_empty()
+            most = conf.getint("core", "max_map_length", fallback=_DEFAULT_MAP_LENGTH)
+            shards = plan_shards(row_count, self._records_per_batch(), most)
+            service = MLBatchHook(self.mlbatch_conn_id).get_service(
+                self.service_name, self.service_version
+            )
+            # A column that is not there is one clear error here, not one for each shard.
+            first = (0, min(1, row_count))
+            read_inputs(
+                path,
+                service.inputs,
+                columns=self.columns,
+                row_range=first,
+                format=self.input_format,
+            )
+            begin_dataset(location(self.output_path, self.output_conn_id))
+        self.log.info("planned %s shards of %s rows", f"{len(shards):,}", f"{row_count:,}")
+        limit = policy.max_failed_records
+        most_failed = int(limit * row_count) if isinstance(limit, float) else limit
+        return [
+            {
+                "shard": shard,
+                "row_range": [shard["start"], shard["stop"]],
+                "max_failed_records": most_failed,
+            }
+            for shard in shards
+        ]
+
+    def _records_per_batch(self) -> int:
+        try:
+            return int(self.records_per_batch)  # a rendered template is text
+        except (TypeError, ValueError):
+            raise InputError(
+                f"records_per_batch: found {self.records_per_batch!r}, expected a whole number"
+            ) from None
+
+    def _judge_empty(self) -> None:
+        told = f"there are no records to score in {self.input_path}"
+        if self.on_empty == "skip":
+            raise AirflowSkipException(told)
+        if self.on_empty == "fail":
+            raise AirflowFailException(told)
+        if self.on_empty != "succeed":
+            raise InputError(
+                f"on_empty: found {self.on_empty!r}, expected one of skip, fail, succeed"
+            )
+        self.log.info("%s", told)
+
+
+class ShardResultsOperator(BatchResultsOperator):
+    """Writes the part of one shard; its XCom is what the commit has to know about it.
+
+    ``output_path`` and ``rejects_path`` are folders here.
+
+    :param shard: ``shard``, ``start`` and ``stop``, from the plan
+    """
+
+    template_fields: Sequence[str] = (*BatchResultsOperator.template_fields, "shard")
+
+    def __init__(self, *, shard: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.shard = shard
+
+    def _output(self) -> Any:
+        assert self.output_path is not None
+        return location(self.output_path, self.output_conn_id) / self._part_name()
+
+    def _rejects(self) -> Any:
+        if self.rejects_path is None:
+            return None
+        return location(self.rejects_path, self.rejects_conn_id) / self._part_name()
+
+    def _part_name(self) -> str:
+        from airflow_mlbatch.datasets.parts import part_name
+
+        return part_name(self.shard["shard"], self.format or "parquet")
+
+    def _published(self, context: Context, table: ScoredTable) -> dict[str, Any]:
+        from airflow_mlbatch.datasets.parts import part_object
+
+        part = part_object(
+            self.shard, table.written, table.counts, execution_ids=table.execution_ids
+        )
+        return {**part, "first_failures": [failure.as_dict() for failure in table.failures.first]}
+
+
+class DatasetCommitOperator(BaseOperator):
+    """Publishes a dataset when every row of the input is in exactly one of its parts.
+
+    :param parts_task_id: the mapped task that wrote the parts
+    :param plan_task_id: the task that planned them
+    :param max_failed_records: a count, or a fraction of the records of the table
+    :param rejects_path: the folder of the failed rows; parts of earlier runs are removed from it
+    :param format: of the parts
+    """
+
+    template_fields: Sequence[str] = (
+        "service_name",
+        "service_version",
+        "output_path",
+        "output_conn_id",
+        "max_failed_records",
+        "rejects_path",
+        "rejects_conn_id",
+        "mlbatch_conn_id",
+    )
+
+    def __init__(
+        self,
+        *,
+        service_name: str,
+        service_version: str,
+        output_path: str,
+        parts_task_id: str,
+        plan_task_id: str,
+        output_conn_id: str | None = None,
+        format: str = "parquet",
+        max_failed_records: float = 0,
+        rejects_path: str | None = None,
+        rejects_conn_id: str | None = None,
+        mlbatch_conn_id: str = MLBatchHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**with_outlet(kwargs, output_path))
+        self.service_name = service_name
+        self.service_version = service_version
+        self.output_path = output_path
+        self.output_conn_id = output_conn_id
+        self.parts_task_id = parts_task_id
+        self.plan_task_id = plan_task_id
+        self.format = format
+        self.max_failed_records = max_failed_records
+        self.rejects_path = rejects_path
+        self.rejects_conn_id = rejects_conn_id
+        self.mlbatch_conn_id = mlbatch_conn_id
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Check, judge, publish; the XCom is the counts and the path of the manifest."""
+        from airflow_mlbatch.datasets.failures import Failure, FailurePolicy
+        from airflow_mlbatch.datasets.parts import (
+            MANIFEST_NAME,
+            publish_dataset,
+            remove_other_parts,
+        )
+
+        hook = MLBatchHook(self.mlbatch_conn_id)
+        with airflow_errors():
+            policy = FailurePolicy(self.max_failed_records)
+            plan, parts = self._plan(context), self._parts(context)
+            row_count = plan[-1]["shard"]["stop"] if plan else 0
+            if self.rejects_path is not None:
+                rejects = location(self.rejects_path, self.rejects_conn_id)
+                remove_other_parts(rejects, {part["name"] for part in parts})
+            failures = [
+                Failure(found["index"], found["error"], found["inputs"])
+                for part in parts
+                for found in part.get("first_failures", ())
+            ]
+            failed = sum(part["failed"] for part in parts)
+            policy.judge(failed, row_count, failures, what=self.service_name)
+            folder = location(self.output_path, self.output_conn_id)
+            manifest = publish_dataset(
+                folder,
+                parts,
+                row_count,
+                server=hook.url,
+                service_name=self.service_name,
+                service_version=self.service_version,
+                created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                schema=None if plan else self._empty_schema(hook),
+                format=self.format,
+                extra={"output_path": self.output_path, "rejects_path": self.rejects_path},
+                attempt=attempt_of(context),
+            )
+        summary = {name: manifest[name] for name in ("rows", "succeeded", "failed")}
+        emit(context, self.outlets, self.output_path, summary)
+        self.log.info(
+            "published %s rows in %s parts (%s failed) to %s",
+            f"{manifest['rows']:,}",
+            f"{len(manifest['files']):,}",
+            f"{manifest['failed']:,}",
+            self.output_path,
+        )
+        return {
+            **summary,
+            "output_path": self.output_path,
+            "manifest_path": str(folder / MANIFEST_NAME),
+            "parts": len(manifest["files"]),
+        }
+
+    def _plan(self, context: Context) -> list[dict[str, Any]]:
+        plan = context["ti"].xcom_pull(task_ids=self.plan_task_id)
+        if not isinstance(plan, list):
+            raise InputError(f"plan_task_id: found {plan!r:.80} from {self.plan_task_id}")
+        return plan
+
+    def _parts(self, context: Context) -> list[dict[str, Any]]:
+        # Without map_indexes, Airflow pulls those of all instances; one alone comes bare.
+        pulled: Any = context["ti"].xcom_pull(task_ids=self.parts_task_id)
+        if isinstance(pulled, Mapping):
+            return [dict(pulled)]
+        return [dict(part) for part in pulled or () if part is not None]
+
+    def _empty_schema(self, hook: MLBatchHook) -> Any:
+        """The columns of a dataset without rows: those of the outputs, and our own."""
+        from airflow_mlbatch.datasets.scored import ScoredRows
+
+        service = hook.get_service(self.service_name, self.service_version)
+        return ScoredRows(service.outputs, format=self.format).schema

@@ -1,0 +1,5 @@
+"""Task groups."""
+
+from airflow_mlbatch.task_groups.batch_score import BatchScoreTaskGroup
+
+__all__ = ["BatchScoreTaskGroup"]

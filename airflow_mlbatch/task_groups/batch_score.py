@@ -1,0 +1,167 @@
+"""Scores a table of any size: shards in parallel, one dataset at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from airflow.providers.common.compat.sdk import TaskGroup, task_group
+
+from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.operators.batch_delete import BatchDeleteOperator
+from airflow_mlbatch.operators.batch_score import BatchScoreOperator, OnEmpty
+from airflow_mlbatch.operators.shards import (
+    DatasetCommitOperator,
+    ShardPlanOperator,
+    ShardResultsOperator,
+)
+from airflow_mlbatch.protocol.flows import PARALLEL_COUNT
+
+__all__ = ["BatchScoreTaskGroup"]
+
+
+class BatchScoreTaskGroup(TaskGroup):
+    """Scores a large table: ``plan``, then for each shard ``score`` and ``write``, then ``commit``.
+
+    The shards are mapped tasks, so they run on whatever executor there is, and a failed one is
+    retried alone. The dataset is a folder of parts with ``manifest.json`` and, once every input row
+    is there exactly once, ``_SUCCESS``.
+
+    Reading a slice of Parquet reads that slice; a slice of a text table has to be looked for from
+    the beginning of the file, so large tables are better kept as Parquet.
+
+    :param group_id: name of the group
+    :param service_name: a published service
+    :param service_version: its version
+    :param input_path: the table
+    :param output_path: the folder of the scored dataset
+    :param records_per_batch: most records of a shard; memory grows with it
+    :param max_active_batches: most batches at once in one run; Airflow counts waiting (deferred)
+        ones since 3.3, before that only those that are being started
+    :param format: of the parts
+    :param columns: the table's column for an input, where their names differ
+    :param keep_columns: ``"all"`` columns of the input, a list of them, or ``None``
+    :param id_columns: columns of the input that come first
+    :param max_failed_records: a count, or a fraction of the records of the whole table
+    :param rejects_path: a folder for the failed rows
+    :param rescore_failed: how often failed records are scored again before they are judged
+    :param on_empty: what to do about a table without rows: ``skip``, ``fail`` or ``succeed``
+    :param parallel_count: how many records of a batch the server may score at once
+    :param deferrable: wait for the batches in the triggerer
+    :param poll_interval: seconds between polls
+    :param timeout: seconds from its submission until a batch is cancelled and its task fails
+    :param cleanup: delete the batches on the server at the end, also when the run failed
+    :param mlbatch_conn_id: connection of type ``mlbatch``
+    :param task_args: arguments for all tasks of the group (``retries``, ``pool``, …)
+    """
+
+    def __init__(
+        self,
+        group_id: str,
+        *,
+        service_name: str,
+        service_version: str,
+        input_path: str,
+        output_path: str,
+        input_conn_id: str | None = None,
+        input_format: str | None = None,
+        output_conn_id: str | None = None,
+        format: str = "parquet",
+        records_per_batch: int = 100_000,
+        max_active_batches: int | None = None,
+        columns: Mapping[str, str] | None = None,
+        keep_columns: Any = "all",
+        id_columns: Sequence[str] | None = None,
+        max_failed_records: float = 0,
+        rejects_path: str | None = None,
+        rejects_conn_id: str | None = None,
+        rescore_failed: int = 0,
+        on_empty: OnEmpty = "skip",
+        parallel_count: int = PARALLEL_COUNT,
+        deferrable: bool = True,
+        poll_interval: float = 30.0,
+        timeout: float | None = None,
+        cleanup: bool = False,
+        mlbatch_conn_id: str = MLBatchHook.default_conn_name,
+        task_args: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(group_id=group_id, **kwargs)
+        service = {
+            "service_name": service_name,
+            "service_version": service_version,
+            "mlbatch_conn_id": mlbatch_conn_id,
+            **(task_args or {}),
+        }
+        table: dict[str, Any] = {
+            "input_path": input_path,
+            "input_conn_id": input_conn_id,
+            "input_format": input_format,
+            "columns": columns,
+        }
+        target: dict[str, Any] = {"output_path": output_path, "output_conn_id": output_conn_id}
+        rejects = {"rejects_path": rejects_path, "rejects_conn_id": rejects_conn_id}
+        with self:
+            plan = ShardPlanOperator(
+                task_id="plan",
+                records_per_batch=records_per_batch,
+                max_failed_records=max_failed_records,
+                on_empty=on_empty,
+                **table,
+                **target,
+                **service,
+            )
+
+            @task_group(group_id="shards")
+            def shards(shard: Any, row_range: Any, max_failed_records: Any) -> None:
+                score = BatchScoreOperator(
+                    task_id="score",
+                    row_range=row_range,
+                    parallel_count=parallel_count,
+                    wait_for_completion=True,
+                    deferrable=deferrable,
+                    poll_interval=poll_interval,
+                    timeout=timeout,
+                    max_active_tis_per_dagrun=max_active_batches,
+                    **table,
+                    **service,
+                )
+                ShardResultsOperator(
+                    task_id="write",
+                    execution_id=score.output,
+                    shard=shard,
+                    row_range=row_range,
+                    max_failed_records=max_failed_records,
+                    format=format,
+                    keep_columns=keep_columns,
+                    id_columns=id_columns,
+                    rescore_failed=rescore_failed,
+                    parallel_count=parallel_count,
+                    **table,
+                    **target,
+                    **rejects,
+                    **service,
+                )
+
+            mapped = shards.expand_kwargs(plan.output)
+            commit = DatasetCommitOperator(
+                task_id="commit",
+                parts_task_id=self.child_id("shards.write"),
+                plan_task_id=plan.task_id,
+                format=format,
+                max_failed_records=max_failed_records,
+                # An empty table may be planned with no shard at all: those tasks are skipped then.
+                trigger_rule="none_failed_min_one_success",
+                **target,
+                **rejects,
+                **service,
+            )
+            plan >> mapped >> commit
+            plan >> commit
+            if cleanup:
+                delete = BatchDeleteOperator(
+                    task_id="cleanup",
+                    score_task_ids=[self.child_id("shards.score")],
+                    **service,
+                )
+                commit >> delete.as_teardown()
