@@ -6,6 +6,7 @@ servers of one family spell ``batchExecutionId`` and ``BatchExecutionId``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ import msgspec
 from airflow_mlbatch.errors import ContractError
 
 __all__ = [
+    "NOT_JSON",
     "ServerStatus",
     "Tokens",
     "document",
@@ -30,6 +32,10 @@ __all__ = [
     "write_tokens",
 ]
 
+# What the decoder raises for a text that is no JSON, for bytes that are no text, and for brackets
+# that are nested so deeply that nobody means it.
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 _SHOWN_CHARACTERS = 300
 
 
@@ -41,7 +47,7 @@ def document(body: bytes, what: str) -> Any:
     """
     try:
         return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise ContractError(f"{what}: expected JSON ({error}), found {shown(body)}") from None
 
 
@@ -89,7 +95,7 @@ def read_tokens(body: bytes, now: float) -> Tokens:
     :param now: epoch seconds at which the reply arrived
     :raises ContractError: there is no token in it
     """
-    item = _object(body, "reply to the login")
+    item = _login_reply(body)
     token, refresh = item.get("access_token"), item.get("refresh_token")
     if not isinstance(token, str) or not token:
         raise ContractError("reply to the login: found no access_token")
@@ -98,7 +104,23 @@ def read_tokens(body: bytes, now: float) -> Tokens:
     return Tokens(token, refresh if isinstance(refresh, str) and refresh else None, expires_at)
 
 
-def write_tokens(access_token: str, refresh_token: str, now: float, lifetime: int) -> dict[str, Any]:
+def _login_reply(body: bytes) -> dict[str, Any]:
+    what = "reply to the login"
+    try:
+        found = msgspec.json.decode(body)
+    except NOT_JSON as error:
+        # A page is shown, so that a proxy is recognised; anything else may be half a token.
+        is_page = body.lstrip()[:1] == b"<"
+        page = shown(body) if is_page else f"{len(body):,} bytes that are not shown here"
+        raise ContractError(f"{what}: expected JSON ({error}), found {page}") from None
+    if not isinstance(found, Mapping):
+        raise ContractError(f"{what}: found {type(found).__name__}, expected an object")
+    return lower_keys(found)
+
+
+def write_tokens(
+    access_token: str, refresh_token: str, now: float, lifetime: int
+) -> dict[str, Any]:
     """The reply to a login or a renewal; ``lifetime`` in seconds."""
     return {
         "token_type": "Bearer",
@@ -112,9 +134,10 @@ def write_tokens(access_token: str, refresh_token: str, now: float, lifetime: in
 
 def _number(value: Any) -> float | None:
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return number if math.isfinite(number) else None
 
 
 # --- errors --------------------------------------------------------------------------------------
@@ -124,7 +147,7 @@ def read_error(body: bytes) -> str:
     """The server's own words about an error, from either JSON shape, from text, or from HTML."""
     try:
         found = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except NOT_JSON:
         return shown(body)
     if isinstance(found, Mapping):
         item = lower_keys(found)

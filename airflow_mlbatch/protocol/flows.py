@@ -7,12 +7,17 @@ repeats, back-off, deadlines, redirects and states stands here; a driver decides
 
 from __future__ import annotations
 
+import functools
+import html
 import random
+import re
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timezone
 from email.utils import parsedate_to_datetime
-from typing import Any
-from urllib.parse import urlencode, urljoin, urlsplit
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 import msgspec
 
@@ -77,9 +82,35 @@ PARALLEL_COUNT = 10
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _BUSY = (429, 502, 503, 504)
+# From a proxy that has passed the request on, perhaps, and saw no good reply.
+_FROM_BETWEEN = (502, 504)
+_MAYBE_STARTED = "the batch may have been started, or not"
 # A token is renewed this long before it expires, so that it does not die on the way.
 _RENEW_AHEAD = 60.0
 _SHOWN_SECRET = "***"
+# A quoted body is cut, and with it a secret in it: so much of a secret's beginning betrays it.
+_TELLING = 8
+# Secrets that an error may still mention: old tokens too, while requests with them are under way.
+_SECRETS_KEPT = 16
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _discreet(
+    flow: Callable[Concatenate[Flows, P], Flow[T]],
+) -> Callable[Concatenate[Flows, P], Flow[T]]:
+    """Keep the session's secrets out of what a conversation raises: servers quote requests."""
+
+    @functools.wraps(flow)
+    def discreet(self: Flows, /, *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
+        try:
+            return (yield from flow(self, *args, **kwargs))
+        except MLBatchError as error:
+            self._redact(error)
+            raise
+
+    return discreet
 
 
 @dataclass(frozen=True)
@@ -130,6 +161,7 @@ class Flows:
         self._endpoint = endpoint.rstrip("/") + "/"
         self._policy = policy or Policy()
         self._tokens: Tokens | None = None
+        self._secrets: deque[str] = deque(maxlen=_SECRETS_KEPT)
         if credentials.token:
             self._tokens = Tokens(credentials.token)
 
@@ -140,11 +172,13 @@ class Flows:
 
     # --- services --------------------------------------------------------------------------------
 
+    @_discreet
     def get_server_status(self) -> Flow[ServerStatus]:
         """``GET /status``."""
         reply = yield from self._call(routes.STATUS)
         return read_server_status(reply.body)
 
+    @_discreet
     def list_services(self, service_name: str | None = None) -> Flow[list[Service]]:
         """All services, or all versions of one."""
         if service_name is None:
@@ -153,6 +187,7 @@ class Flows:
             reply = yield from self._call(routes.SERVICE_VERSIONS, {"name": service_name})
         return read_services(reply.body)
 
+    @_discreet
     def get_service(self, service_name: str, service_version: str) -> Flow[Service]:
         """One version of a service.
 
@@ -168,6 +203,7 @@ class Flows:
             f"service {service_name!r} version {service_version!r}: not in the server's answer", 404
         )
 
+    @_discreet
     def get_swagger(self, service_name: str, service_version: str) -> Flow[dict[str, Any]]:
         """The Swagger 2.0 document of a service."""
         reply = yield from self._call(routes.SWAGGER, _service(service_name, service_version))
@@ -176,9 +212,8 @@ class Flows:
             raise ContractError(f"Swagger document: found {found!r:.80}, expected an object")
         return found
 
-    def consume(
-        self, service: Service, inputs: Mapping[str, Any]
-    ) -> Flow[RecordResult]:
+    @_discreet
+    def consume(self, service: Service, inputs: Mapping[str, Any]) -> Flow[RecordResult]:
         """Score one record and wait for its result (request/response).
 
         :raises RecordError: an input does not fit
@@ -190,6 +225,7 @@ class Flows:
 
     # --- batches ---------------------------------------------------------------------------------
 
+    @_discreet
     def start_batch(
         self,
         service_name: str,
@@ -216,13 +252,15 @@ class Flows:
         try:
             return read_execution_id(reply.body)
         except ContractError as error:
-            raise SubmissionUnknownError(f"the batch may have been started: {error}") from error
+            raise SubmissionUnknownError(f"{_MAYBE_STARTED}: {error}") from error
 
+    @_discreet
     def list_batch_executions(self, service_name: str, service_version: str) -> Flow[list[str]]:
         """Ids of the executions that the server knows, running and finished."""
         reply = yield from self._call(routes.BATCHES, _service(service_name, service_version))
         return read_names(reply.body, "list of executions")
 
+    @_discreet
     def get_batch_status(
         self, service_name: str, service_version: str, execution_id: str
     ) -> Flow[BatchStatus]:
@@ -237,6 +275,7 @@ class Flows:
         status: BatchStatus = reply.sink.status
         return status
 
+    @_discreet
     def read_batch_results(
         self,
         service_name: str,
@@ -256,21 +295,23 @@ class Flows:
         :return: the status that came with the records
         :raises ContractError: a complete batch holds another number of results than it promises
         """
-        taken = 0
+        has_taken = False
 
-        def take_and_count(block: RecordBlock) -> None:
-            nonlocal taken
-            taken += len(block)
+        def take_and_note(block: RecordBlock) -> None:
+            nonlocal has_taken
+            has_taken = True
             take(block)
 
         def open_sink() -> Sink:
-            nonlocal taken
-            if taken and restart is None:
-                raise ConnectionLostError("the line was lost in the middle of the results")
-            if taken and restart is not None:
+            nonlocal has_taken
+            if has_taken and restart is None:
+                raise ConnectionLostError(
+                    f"execution {execution_id}: the line was lost in the middle of the results"
+                )
+            if has_taken and restart is not None:
                 restart()
-            taken = 0
-            return ResultsSink(outputs, take_and_count)
+            has_taken = False
+            return ResultsSink(outputs, take_and_note)
 
         reply = yield from self._call(
             routes.BATCH,
@@ -288,6 +329,7 @@ class Flows:
             )
         return status
 
+    @_discreet
     def cancel_batch(
         self, service_name: str, service_version: str, execution_id: str
     ) -> Flow[bool]:
@@ -302,6 +344,7 @@ class Flows:
             return False
         return True
 
+    @_discreet
     def list_artifacts(
         self, service_name: str, service_version: str, execution_id: str, index: int
     ) -> Flow[list[str]]:
@@ -313,6 +356,7 @@ class Flows:
         reply = yield from self._call(routes.FILES, named)
         return read_names(reply.body, f"files of record {index}")
 
+    @_discreet
     def get_artifact(
         self,
         service_name: str,
@@ -344,6 +388,7 @@ class Flows:
         )
         return reply.body
 
+    @_discreet
     def watch_batch(
         self,
         service_name: str,
@@ -392,45 +437,50 @@ class Flows:
 
     # --- tokens ----------------------------------------------------------------------------------
 
+    @_discreet
     def log_in(self) -> Flow[None]:
         """Make sure that there is a token that will live for a while."""
         yield from self._valid_token()
 
+    @_discreet
     def log_out(self) -> Flow[None]:
-        """Revoke the refresh token, if there is one; the session can log in again."""
+        """Revoke the refresh token, if there is one; the session can log in again.
+
+        A ready bearer token is not this session's to revoke.
+        """
+        if self._credentials.token:
+            return
         tokens, self._tokens = self._tokens, None
         if tokens is not None and tokens.refresh_token is not None:
             yield from self._without_token(routes.REVOKE, {"refreshToken": tokens.refresh_token})
 
     def _valid_token(self, refused: str | None = None) -> Flow[str]:
         """A token that is not the refused one and does not expire at once."""
-        now = yield Now()
-        if not self._is_usable(refused, now):
-            yield Exclusive(self._renew(refused))
-        assert self._tokens is not None
-        return self._tokens.access_token
+        token = self._usable(refused, (yield Now()))
+        if token is None:
+            token = yield Exclusive(self._renewed(refused))
+        return token
 
-    def _is_usable(self, refused: str | None, now: float) -> bool:
+    def _usable(self, refused: str | None, now: float) -> str | None:
         tokens = self._tokens
         if tokens is None or tokens.access_token == refused:
-            return False
-        if self._credentials.token or tokens.expires_at is None:
-            return True
-        return now < tokens.expires_at
+            return None
+        is_alive = tokens.expires_at is None or now < tokens.expires_at
+        return tokens.access_token if is_alive else None
 
-    def _renew(self, refused: str | None) -> Flow[None]:
+    def _renewed(self, refused: str | None) -> Flow[str]:
         # Another flow may have renewed while this one waited for the lock.
-        now = yield Now()
-        if self._is_usable(refused, now):
-            return
+        token = self._usable(refused, (yield Now()))
+        if token is not None:
+            return token
         if self._credentials.token:
             raise AuthenticationError(
                 "the server does not accept the token in the connection's password field", 401
             )
         if self._tokens is not None and self._tokens.refresh_token is not None:
-            renewed = yield from self._by_refresh_token(self._tokens.refresh_token)
-            if renewed:
-                return
+            token = yield from self._by_refresh_token(self._tokens.refresh_token)
+            if token is not None:
+                return token
         self._tokens = None
         body = msgspec.json.encode(
             {"username": self._credentials.username, "password": self._credentials.password}
@@ -442,19 +492,18 @@ class Flows:
                 f"the server refused the login of user {self._credentials.username!r}: {error}",
                 error.status,
             ) from None
-        yield from self._keep(reply)
+        return (yield from self._kept(reply))
 
-    def _by_refresh_token(self, refresh_token: str) -> Flow[bool]:
+    def _by_refresh_token(self, refresh_token: str) -> Flow[str | None]:
         body = msgspec.json.encode({"refreshToken": refresh_token})
         try:
             reply = yield from self._without_token(routes.RENEW, body=body)
-            yield from self._keep(reply)
+            return (yield from self._kept(reply))
         except (AnswerError, LineError, ContractError):
             # Dead, revoked, too old, or killed by a renewal whose reply was lost: log in instead.
-            return False
-        return True
+            return None
 
-    def _keep(self, reply: Reply) -> Flow[None]:
+    def _kept(self, reply: Reply) -> Flow[str]:
         now = yield Now()
         tokens = read_tokens(reply.body, now)
         if tokens.expires_at is not None:
@@ -463,10 +512,12 @@ class Flows:
             if tokens.expires_at <= now:
                 # The clocks disagree about an absolute time: trust the server's 401 instead.
                 tokens = replace(tokens, expires_at=None)
+        for secret in (tokens.access_token, tokens.refresh_token):
+            if secret is not None:
+                self._secrets.append(secret)
+                yield Conceal(secret)
         self._tokens = tokens
-        yield Conceal(tokens.access_token)
-        if tokens.refresh_token is not None:
-            yield Conceal(tokens.refresh_token)
+        return tokens.access_token
 
     # --- one request -----------------------------------------------------------------------------
 
@@ -525,10 +576,16 @@ class Flows:
     def _followed(self, request: Send) -> Flow[Reply | Lost]:
         """One request and the redirects it meets; the token stays with the host it was made for."""
         for _ in range(_MAX_REDIRECTS):
-            answer: Reply | Lost = yield request
+            try:
+                answer: Reply | Lost = yield request
+            except ContractError as error:
+                # Only the body of a success is ever found wanting.
+                if request.route is routes.START_BATCH:
+                    raise SubmissionUnknownError(f"{_MAYBE_STARTED}: {error}") from error
+                raise
             if not isinstance(answer, Reply) or answer.status not in _REDIRECTS:
                 return answer
-            target = urljoin(urljoin(self._endpoint, request.target.lstrip("/")), _location(answer))
+            target = self._redirected(request, answer)
             is_ours = _origin(target) == _origin(self._endpoint)
             if request.route.method != "GET" and not (is_ours and answer.status in (307, 308)):
                 raise ContractError(
@@ -541,16 +598,34 @@ class Flows:
             request = replace(request, target=target, headers=headers)
         raise ContractError(f"{_named(request)}: more than {_MAX_REDIRECTS} redirects")
 
+    def _redirected(self, request: Send, answer: Reply) -> str:
+        """The absolute address that a redirect names, quoted as far as its server forgot to."""
+        here = urljoin(self._endpoint, request.target.lstrip("/"))
+        location = answer.headers.get("location", "")
+        try:
+            target = urljoin(here, location)
+            is_address = bool(location) and _origin(target) is not None
+        except ValueError:
+            is_address = False
+        if not is_address:
+            raise ContractError(
+                f"{_named(request)}: found status {answer.status} with the location "
+                f"{location!a:.80}, expected an http(s) address"
+            )
+        return quote(target, safe="!#$%&'()*+,/:;=?@[]~", errors="surrogateescape")
+
     def _error(self, request: Send, answer: Reply | Lost) -> MLBatchError:
         """The error that an answer means, in one sentence with the server's own words."""
         route, where = request.route, _named(request)
         if isinstance(answer, Lost):
-            text = self._redacted(f"{where}: {answer.reason}")
+            text = f"{where}: {answer.reason}"
             if route is routes.START_BATCH and answer.was_sent:
-                return SubmissionUnknownError(f"{text}; the batch may have been started, or not")
+                return SubmissionUnknownError(f"{text}; {_MAYBE_STARTED}")
             return ConnectionLostError(text)
-        words = self._redacted(read_error(answer.body))
+        words = read_error(answer.body)
         text = f"{where}: {answer.status} {words}"
+        if route is routes.START_BATCH and answer.status in _FROM_BETWEEN:
+            return SubmissionUnknownError(f"{text}; {_MAYBE_STARTED}")
         if answer.status == 401:
             return AuthenticationError(text, 401)
         if answer.status == 403:
@@ -561,16 +636,40 @@ class Flows:
             return UnavailableError(text, answer.status)
         return RejectedError(text, answer.status)
 
+    def _redact(self, error: BaseException | None) -> None:
+        """Take the session's secrets out of an error and out of those that led to it."""
+        while isinstance(error, MLBatchError):
+            if error.args and isinstance(error.args[0], str):
+                error.args = (self._redacted(error.args[0]), *error.args[1:])
+            error = error.__context__ if error.__cause__ is None else error.__cause__
+
     def _redacted(self, text: str) -> str:
-        """The text without any secret of this session, in case a server sends one back."""
-        tokens = self._tokens
-        secrets = [self._credentials.password, self._credentials.token]
-        if tokens is not None:
-            secrets += [tokens.access_token, tokens.refresh_token]
-        for secret in secrets:
-            if secret:
-                text = text.replace(secret, _SHOWN_SECRET)
+        for secret in (self._credentials.password, self._credentials.token, *self._secrets):
+            for spelling in _spellings(secret or ""):
+                text = _without(spelling, text)
         return text
+
+
+def _spellings(secret: str) -> set[str]:
+    """A secret as it may stand in a text: plain, in JSON, in a page, in an address."""
+    if not secret:
+        return set()
+    in_json = msgspec.json.encode(secret).decode()[1:-1]
+    on_one_line = " ".join(secret.split())
+    return {secret, in_json, on_one_line, html.escape(secret), quote(secret, safe="")} - {""}
+
+
+def _without(secret: str, text: str) -> str:
+    """The text without the secret, also where only its beginning is left of it."""
+    head = secret[:_TELLING]
+    start = text.find(head)
+    while start >= 0:
+        size = len(head)
+        while size < len(secret) and text[start + size : start + size + 1] == secret[size]:
+            size += 1
+        text = text[:start] + _SHOWN_SECRET + text[start + size :]
+        start = text.find(head, start + len(_SHOWN_SECRET))
+    return text
 
 
 # Results grow with the batch, and a sink never holds them whole.
@@ -594,7 +693,7 @@ def _missing(route: Route, words: str) -> Missing:
         (Missing.ARTIFACT, "file"),
         (Missing.SERVICE, "service"),
     ):
-        if word in text and missing.name in _POSSIBLE[route.missing]:
+        if re.search(rf"\b{word}", text) and missing.name in _POSSIBLE[route.missing]:
             return missing
     return route.missing
 
@@ -608,7 +707,7 @@ _POSSIBLE = {
 
 def _is_repeatable(route: Route, answer: Reply | Lost) -> bool:
     if isinstance(answer, Lost):
-        return route.is_repeatable or not answer.was_sent
+        return not answer.is_lasting and (route.is_repeatable or not answer.was_sent)
     if answer.status == 429:
         # The server says itself that it did nothing.
         return True
@@ -624,9 +723,12 @@ def _retry_after(reply: Reply, now: float) -> float:
     if word.isdecimal():
         return float(word[:9])
     try:
-        return max(0.0, parsedate_to_datetime(word).timestamp() - now)
+        moment = parsedate_to_datetime(word)
     except (TypeError, ValueError, OverflowError):
         return 0.0
+    # "-0000" says that the zone is not known: HTTP knows only one.
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    return max(0.0, moment.timestamp() - now)
 
 
 def _request(
@@ -658,22 +760,17 @@ def _without_query(target: str) -> str:
     return parts._replace(query="", fragment="", netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def _location(reply: Reply) -> str:
-    location = reply.headers.get("location", "")
-    if not location:
-        raise ContractError(f"found status {reply.status} without a location, expected an address")
-    return location
+def _origin(url: str) -> tuple[str, str, int] | None:
+    """Scheme, host and port; ``None`` for what is no plain address.
 
+    A name or a password in an address would be sent as credentials: no redirect may bring one.
 
-def _origin(url: str) -> tuple[str, str, int]:
+    :raises ValueError: for a port that is no number
+    """
     parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError:
-        raise ContractError(f"found a redirect to {url!r:.80}, expected an address") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ContractError(f"found a redirect to {url!r:.80}, expected an http(s) address")
-    return parts.scheme, parts.hostname, port or (443 if parts.scheme == "https" else 80)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        return None
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _service(service_name: str, service_version: str) -> dict[str, str]:
@@ -684,7 +781,7 @@ def _execution(service_name: str, service_version: str, execution_id: str) -> di
     return {**_service(service_name, service_version), "executionId": execution_id}
 
 
-def _index(index: int) -> str:
+def _index(index: object) -> str:
     if isinstance(index, bool) or not isinstance(index, int) or index < 0:
         raise InputError(f"index: found {index!r}, expected a zero-based whole number")
     return str(index)

@@ -99,10 +99,13 @@ class Lost:
 
     :param reason: why, in the words of the network library
     :param was_sent: whether the server may have seen the request; false where no connection came up
+    :param is_lasting: whether the next try would meet the same, such as a certificate that is not
+        trusted
     """
 
     reason: str
     was_sent: bool = True
+    is_lasting: bool = False
 
 
 @dataclass(frozen=True)

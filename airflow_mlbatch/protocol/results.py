@@ -11,7 +11,7 @@ import base64
 import binascii
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -20,7 +20,7 @@ from airflow_mlbatch.protocol.documents import document, lower_keys
 from airflow_mlbatch.protocol.scan import BatchScanner
 from airflow_mlbatch.protocol.services import Parameter
 from airflow_mlbatch.protocol.states import BatchState
-from airflow_mlbatch.protocol.values import Misfit, TypeName, from_wire
+from airflow_mlbatch.protocol.values import MAX_SAFE_INTEGER, Misfit, TypeName, from_wire
 
 __all__ = [
     "BatchResults",
@@ -228,20 +228,9 @@ class ResultsSink:
         self._take(block)
 
 
-_WIRE_KEYS = {
-    "success",
-    "errorMessage",
-    "consoleOutput",
-    "changedFiles",
-    "outputParameters",
-    "outputFiles",
-}
-# Spelled the other way: a block that holds one of these takes the slow road.
-_PASCAL_KEYS = [f'"{key[0].upper()}{key[1:]}"'.encode() for key in sorted(_WIRE_KEYS)]
-
 _WIRE_TYPES: dict[TypeName, Any] = {
     "logical": bool | None,
-    "integer": int | None,
+    "integer": Annotated[int, msgspec.Meta(ge=-MAX_SAFE_INTEGER, le=MAX_SAFE_INTEGER)] | None,
     "numeric": float | None,
     "character": str | None,
     "vector": list[Any] | None,
@@ -254,18 +243,18 @@ _NESTED = ("vector", "matrix", "data.frame")
 class _BlockDecoder:
     """Turns the text of consecutive records into a :class:`RecordBlock`.
 
-    The straight road decodes into classes made for the declared outputs, which checks the types on
-    the way; whatever does not fit there (another spelling, boxed scalars, undeclared outputs, an
-    error that wants its record named) goes record by record.
+    The straight road decodes into classes made for the declared outputs, which checks names and
+    types on the way; whatever does not fit there (another spelling, boxed scalars, undeclared
+    outputs, an error that wants its record named) goes record by record.
     """
 
     def __init__(self, outputs: Sequence[Parameter] | None) -> None:
         self._outputs = outputs
-        self._fast = None if outputs is None else _typed_decoder(outputs)
+        self._fast = _typed_decoder(outputs) if outputs is not None else None
 
     def decode(self, items: bytes, first_index: int) -> RecordBlock:
-        """:raises msgspec.DecodeError: the text is not whole records (the caller cut it wrongly)"""
-        if self._fast is not None and not any(key in items for key in _PASCAL_KEYS):
+        """:raises NOT_JSON: the text is not whole records (the caller cut it wrongly)"""
+        if self._fast is not None:
             try:
                 return self._from_typed(self._fast.decode(items), first_index)
             except msgspec.ValidationError:
@@ -317,15 +306,19 @@ class _BlockDecoder:
 _NO_MESSAGE = "the server gave no message"
 
 
-def _typed_decoder(outputs: Sequence[Parameter]) -> msgspec.json.Decoder[Any]:
+def _typed_decoder(outputs: Sequence[Parameter]) -> msgspec.json.Decoder[Any] | None:
     fields = [(f"f{place}", _WIRE_TYPES[out.type], None) for place, out in enumerate(outputs)]
-    outputs_class = msgspec.defstruct(
-        "Outputs",
-        fields,
-        rename={f"f{place}": out.name for place, out in enumerate(outputs)},
-        forbid_unknown_fields=True,
-        gc=False,
-    )
+    try:
+        outputs_class = msgspec.defstruct(
+            "Outputs",
+            fields,
+            rename={f"f{place}": out.name for place, out in enumerate(outputs)},
+            forbid_unknown_fields=True,
+            gc=False,
+        )
+    except ValueError:
+        # A name with a quote, a backslash or a control character, which the library refuses.
+        return None
     record_class = msgspec.defstruct(
         "Record",
         [
@@ -344,17 +337,19 @@ def _typed_decoder(outputs: Sequence[Parameter]) -> msgspec.json.Decoder[Any]:
             "outputs": "outputParameters",
             "files": "outputFiles",
         },
+        # "Success" or "ErrorMessage" would be skipped in silence: such records go the slow road.
+        forbid_unknown_fields=True,
         gc=False,
     )
     return msgspec.json.Decoder(list[record_class])  # type: ignore[valid-type]
 
 
 def _checked_column(parameter: Parameter, column: list[Any], first_index: int) -> list[Any]:
-    try:
-        for place, value in enumerate(column):
+    for place, value in enumerate(column):
+        try:
             from_wire(parameter.type, value)
-    except Misfit as misfit:
-        raise _wrong_output(first_index + place, parameter.name, misfit) from None
+        except Misfit as misfit:
+            raise _wrong_output(first_index + place, parameter.name, misfit) from None
     return column
 
 
@@ -366,7 +361,12 @@ def _read_record(item: Any, outputs: Sequence[Parameter] | None, index: int) -> 
     if not isinstance(item, Mapping):
         raise ContractError(f"result of record {index}: found {item!r:.80}, expected an object")
     found = lower_keys(item)
-    values = dict(found.get("outputParameters") or {})
+    given = found.get("outputParameters") or {}
+    if not isinstance(given, Mapping):
+        raise ContractError(
+            f"result of record {index}, outputParameters: found {given!r:.80}, expected an object"
+        )
+    values = dict(given)
     for parameter in outputs or ():
         try:
             values[parameter.name] = from_wire(parameter.type, values.get(parameter.name))
@@ -377,14 +377,18 @@ def _read_record(item: Any, outputs: Sequence[Parameter] | None, index: int) -> 
     if not isinstance(success, bool):
         success = not message
     files = _read_files(found.get("outputFiles"), index)
-    names = [str(name) for name in found.get("changedFiles") or ()]
+    names = found.get("changedFiles") or []
+    if not isinstance(names, list):
+        raise ContractError(
+            f"result of record {index}, changedFiles: found {names!r:.80}, expected a list of names"
+        )
     return RecordResult(
         index=index,
         success=success,
         outputs=values,
         error=None if success else message or _NO_MESSAGE,
         console_output=str(found.get("consoleOutput") or ""),
-        artifacts=tuple(dict.fromkeys([*names, *files])),
+        artifacts=tuple(dict.fromkeys([*map(str, names), *files])),
         files=files,
     )
 

@@ -55,7 +55,9 @@ class Route:
 
         :raises InputError: for a value that cannot be a path segment (empty, ``.`` or ``..``)
         """
-        return self.template.format_map({key: _segment(key, value) for key, value in values.items()})
+        return self.template.format_map(
+            {key: _segment(key, value) for key, value in values.items()}
+        )
 
     def match(self, method: str, raw_path: str) -> dict[str, str] | None:
         """Read the placeholders out of a still quoted path; ``None`` when this is another route."""

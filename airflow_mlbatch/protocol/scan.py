@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from airflow_mlbatch.errors import ContractError
-from airflow_mlbatch.protocol.documents import shown
+from airflow_mlbatch.protocol.documents import NOT_JSON, shown
 from airflow_mlbatch.protocol.messages import KIB, MIB
 
 __all__ = ["BatchScanner"]
@@ -22,14 +22,21 @@ _ITEMS_KEY = "batchExecutionResults"
 _BLOCK = 1 * MIB
 # A key or a scalar of the document's head that is longer than this is no batch document.
 _MAX_TOKEN = 64 * KIB
+# More than a head can sensibly have, so that an endless one does not fill the memory.
+_MAX_FIELDS = 1000
+# One record is held whole; a server that never ends it is stopped here.
+_MAX_RECORD = 256 * MIB
 _CUTS_TRIED = 4
 
 _SPACE = re.compile(rb"[ \t\r\n]*")
-_KEY = re.compile(rb'[ \t\r\n]*("(?:[^"\\]|\\.)*")[ \t\r\n]*:[ \t\r\n]*', re.DOTALL)
-_SCALAR = re.compile(rb'("(?:[^"\\]|\\.)*"|[^\s,{}\[\]"]+)[ \t\r\n]*(?=[,}])', re.DOTALL)
+_INSIDE_TEXT = rb'[^"\\]*(?:\\.[^"\\]*)*'
+_TEXT = rb'"' + _INSIDE_TEXT + rb'"'
+_KEY = re.compile(rb"[ \t\r\n]*(" + _TEXT + rb")[ \t\r\n]*:[ \t\r\n]*", re.DOTALL)
+_SCALAR = re.compile(rb"(" + _TEXT + rb'|[^\s,{}\[\]"]+)[ \t\r\n]*(?=[,}])', re.DOTALL)
 # Whole strings are stepped over, so that a bracket inside one does not count. A string that is not
 # closed yet matches only its quote.
-_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|["{}\[\]]', re.DOTALL)
+_BRACKET = re.compile(_TEXT + rb'|["{}\[\]]', re.DOTALL)
+_REST_OF_TEXT = re.compile(_INSIDE_TEXT, re.DOTALL)
 _AFTER_ITEM = re.compile(rb"[ \t\r\n]*,[ \t\r\n]*(?=\{)")
 
 
@@ -39,8 +46,8 @@ class BatchScanner:
     ``fields`` holds the document's other top-level values as they become known, keys with their
     first letter in lower case.
 
-    :param take_items: called with the text of a JSON list of whole records; it raises
-        :class:`msgspec.DecodeError` when the text was cut wrongly. ``None`` skips the records.
+    :param take_items: called with the text of a JSON list of whole records; it raises one of
+        ``NOT_JSON`` when the text was cut wrongly. ``None`` skips the records.
     """
 
     def __init__(self, take_items: Callable[[bytes], None] | None) -> None:
@@ -50,6 +57,7 @@ class BatchScanner:
         self._step: Callable[[bool], bool] = self._open
         self._key = ""
         self._depth = 0
+        self._is_in_text = False
         self._threshold = _BLOCK
         self._is_first = True
 
@@ -103,7 +111,7 @@ class BatchScanner:
         return True
 
     def _value(self, is_last: bool) -> bool:
-        first = self._buffer[:1]
+        first = bytes(self._buffer[:1])
         if not first:
             return False
         if first in (b"{", b"["):
@@ -120,6 +128,8 @@ class BatchScanner:
         if match is None:
             return self._need_more(f"expected a value for {self._key!r}")
         self.fields[self._key] = self._decoded(match.group(1))
+        if len(self.fields) > _MAX_FIELDS:
+            raise self._bad(f"more than {_MAX_FIELDS} fields")
         del self._buffer[: match.end()]
         self._step = self._separator
         return True
@@ -137,11 +147,15 @@ class BatchScanner:
         return True
 
     def _skip(self, is_last: bool) -> bool:
+        """Step over a value that nobody wants, keeping nothing of it."""
+        if self._is_in_text and not self._leave_text():
+            return False
         position = len(self._buffer)
         for match in _BRACKET.finditer(self._buffer):
             token = match.group()
             if token == b'"':
-                position = match.start()
+                self._is_in_text = True
+                position = match.end()
                 break
             self._depth += (token in (b"{", b"[")) - (token in (b"}", b"]"))
             if self._depth == 0:
@@ -150,7 +164,16 @@ class BatchScanner:
                 break
         # Only now: while the loop runs, its iterator keeps the buffer from shrinking.
         del self._buffer[:position]
-        return self._depth == 0
+        return self._depth == 0 or self._is_in_text
+
+    def _leave_text(self) -> bool:
+        match = _REST_OF_TEXT.match(self._buffer)
+        assert match is not None
+        end = match.end()
+        self._is_in_text = self._buffer[end : end + 1] != b'"'
+        # Where the text goes on, all that stays is a backslash whose partner is still to come.
+        del self._buffer[: end if self._is_in_text else end + 1]
+        return not self._is_in_text
 
     def _items(self, is_last: bool) -> bool:
         if len(self._buffer) < self._threshold and not is_last:
@@ -158,6 +181,8 @@ class BatchScanner:
         if self._cut_near_the_end() or self._cut_exactly():
             self._threshold = _BLOCK
             return True
+        if len(self._buffer) > _MAX_RECORD:
+            raise self._bad(f"a record of more than {_MAX_RECORD:,} bytes")
         # One record larger than a block: look again when there is twice as much.
         self._threshold = 2 * len(self._buffer)
         return False
@@ -172,7 +197,7 @@ class BatchScanner:
                 return False
             try:
                 self._hand_on(end + 1)
-            except msgspec.DecodeError:
+            except NOT_JSON:
                 continue
             comma = _AFTER_ITEM.match(self._buffer)
             assert comma is not None
@@ -215,14 +240,14 @@ class BatchScanner:
 
     def _hand_on(self, end: int) -> None:
         assert self._take_items is not None
-        self._take_items(b"[%b]" % self._buffer[:end])
+        self._take_items(b"[%b]" % bytes(self._buffer[:end]))
         del self._buffer[:end]
         self._is_first = False
 
     def _hand_on_exactly(self, end: int) -> None:
         try:
             self._hand_on(end)
-        except msgspec.DecodeError as error:
+        except NOT_JSON as error:
             raise self._bad(f"the results are not JSON ({error})") from None
 
     def _end(self, is_last: bool) -> bool:
@@ -244,7 +269,7 @@ class BatchScanner:
     def _decoded(self, token: bytes) -> Any:
         try:
             return msgspec.json.decode(token)
-        except msgspec.DecodeError as error:
+        except NOT_JSON as error:
             raise self._bad(str(error)) from None
 
     def _bad(self, reason: str) -> ContractError:

@@ -83,7 +83,9 @@ def _read_service(raw: Mapping[str, Any]) -> Service:
     item = lower_keys(raw)
     name, version = item.get("name"), item.get("version")
     if not isinstance(name, str) or not isinstance(version, str):
-        raise ContractError(f"service description: found {raw!r:.80}, expected a name and a version")
+        raise ContractError(
+            f"service description: found {raw!r:.80}, expected a name and a version"
+        )
 
     def text(key: str) -> str:
         value = item.get(key)

@@ -64,7 +64,7 @@ def type_name(word: object) -> TypeName:
     text = str(word)
     if text not in TYPES:
         raise Misfit(f"type {text!r}", f"one of {', '.join(TYPES)}")
-    return cast("TypeName", text)
+    return text
 
 
 def is_missing(value: Any) -> bool:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import requests
 import urllib3
+from requests.adapters import HTTPAdapter
 
 from airflow_mlbatch.errors import MLBatchError
 from airflow_mlbatch.protocol.messages import (
@@ -24,8 +28,8 @@ from airflow_mlbatch.protocol.messages import (
     Wait,
 )
 from airflow_mlbatch.protocol.receive import ACCEPT_ENCODING, Receiver
-from airflow_mlbatch.transport.endpoint import CHUNK, Endpoint
-from airflow_mlbatch.transport.lost import as_lost
+from airflow_mlbatch.transport.endpoint import CHUNK, Endpoint, proxy_for
+from airflow_mlbatch.transport.lost import as_lost, causes
 
 __all__ = ["BlockingDriver"]
 
@@ -37,15 +41,22 @@ class BlockingDriver:
 
     :param endpoint: the server
     :param conceal: called with each token that arrives, for the log masker
+    :param max_connections: how many lines are kept open for the next request
     """
 
     def __init__(
-        self, endpoint: Endpoint, conceal: Callable[[str], None] = lambda secret: None
+        self,
+        endpoint: Endpoint,
+        conceal: Callable[[str], None] = lambda secret: None,
+        max_connections: int = 10,
     ) -> None:
         self._endpoint = endpoint
         self._conceal = conceal
         self._lock = threading.RLock()
+        self._max_connections = max_connections
         self._session = requests.Session()
+        self._adapters = [HTTPAdapter(pool_maxsize=max_connections)]
+        self._session.mount("http://", self._adapters[0])
 
     def run(self, flow: Flow[T], on_report: Callable[[Report], None] | None = None) -> T:
         """Run a flow to its end and return its value, or raise what it raises."""
@@ -66,6 +77,11 @@ class BlockingDriver:
 
     def close(self) -> None:
         """Close the connections."""
+        for adapter in self._adapters:
+            # urllib3 leaves this to the garbage collector, which an error's traceback can put off.
+            pools = adapter.poolmanager.pools
+            for key in pools.keys():  # noqa: SIM118 - it has no iterator
+                pools[key].close()
         self._session.close()
 
     def _do(self, step: Message, on_report: Callable[[Report], None] | None) -> Any:
@@ -85,20 +101,28 @@ class BlockingDriver:
     def _send(self, send: Send) -> Reply | Lost:
         end = None if send.seconds is None else time.monotonic() + send.seconds
         try:
-            with self._open(send) as response:
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                receiver = Receiver(send, response.status_code, headers)
-                for raw in _raw_chunks(response):
-                    if receiver.feed(raw):
-                        return receiver.reply()
-                    if end is not None and time.monotonic() > end:
-                        return as_lost(TimeoutError(), was_sent=True)
-                return receiver.finish()
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            response = self._open(send)
+        except _LINE_ERRORS as error:
             return as_lost(error, was_sent=not _never_connected(error))
+        with response:
+            receiver = Receiver(send, response.status_code, _headers(response))
+            while True:
+                # Only the line is watched here: what a sink raises is not the network's doing.
+                try:
+                    raw = response.raw.read1(CHUNK, decode_content=False)
+                except _LINE_ERRORS as error:
+                    return as_lost(error, was_sent=True)
+                if not raw:
+                    return receiver.finish()
+                if receiver.feed(raw):
+                    return receiver.reply()
+                if end is not None and time.monotonic() > end:
+                    return as_lost(TimeoutError(), was_sent=True)
 
     def _open(self, send: Send) -> requests.Response:
         endpoint, url = self._endpoint, self._endpoint.absolute(send.target)
+        if url.startswith("https:"):
+            self._open_tls()
         prepared = requests.Request(
             send.route.method,
             url,
@@ -106,24 +130,72 @@ class BlockingDriver:
             data=send.body,
         ).prepare()
         prepared.url = url  # quoted already; requests would quote it once more in its own way
-        cert = (endpoint.client_cert, endpoint.client_key) if endpoint.client_key else None
-        settings = self._session.merge_environment_settings(
-            url, {}, True, endpoint.verify, cert or endpoint.client_cert
+        longest = math.inf if send.seconds is None else send.seconds
+        proxy = proxy_for(url)
+        return self._session.send(
+            prepared,
+            timeout=(min(endpoint.connect_timeout, longest), min(endpoint.read_timeout, longest)),
+            allow_redirects=False,
+            stream=True,
+            verify=endpoint.verify is not False,
+            proxies={"http": proxy, "https": proxy} if proxy else {},
         )
-        timeout = (endpoint.connect_timeout, endpoint.read_timeout)
-        return self._session.send(prepared, timeout=timeout, allow_redirects=False, **settings)
+
+    def _open_tls(self) -> None:
+        # Not before it is needed: certificates take tens of milliseconds to read.
+        with self._lock:
+            if len(self._adapters) == 1:
+                context = self._endpoint.ssl_context()
+                self._adapters.append(_TlsAdapter(context, self._max_connections))
+                self._session.mount("https://", self._adapters[1])
 
 
-def _raw_chunks(response: requests.Response) -> Iterator[bytes]:
-    """The body as it came off the line, still packed."""
-    yield from response.raw.stream(CHUNK, decode_content=False)
+class _TlsAdapter(HTTPAdapter):
+    """Trusts what the endpoint trusts, no more and no less, so that both drivers trust the same."""
+
+    def __init__(self, context: ssl.SSLContext, max_connections: int) -> None:
+        self._context = context
+        super().__init__(pool_maxsize=max_connections)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, ssl_context=self._context, **kwargs)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        return super().proxy_manager_for(proxy, ssl_context=self._context, **kwargs)
+
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        """Nothing: it would add certificates to those of the context."""
+
+
+# What a broken line looks like from here; both libraries let some of the other's errors through.
+_LINE_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
+
+
+def _headers(response: requests.Response) -> dict[str, str]:
+    # http.client reads Latin-1, aiohttp UTF-8: a flow gets the same from both.
+    return {
+        name.lower(): value.encode("latin-1").decode("utf-8", "surrogateescape")
+        for name, value in response.headers.items()
+    }
 
 
 def _never_connected(error: Exception) -> bool:
     """Whether the request cannot have reached the server."""
-    if isinstance(error, requests.ConnectTimeout | requests.exceptions.SSLError):
+    if isinstance(error, requests.ConnectTimeout | requests.exceptions.ProxyError):
         return True
+    if isinstance(error, requests.exceptions.SSLError):
+        return _is_in_handshake(error)
     cause = getattr(error.args[0] if error.args else None, "reason", None)
     return isinstance(
         cause, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError
+    )
+
+
+def _is_in_handshake(error: BaseException) -> bool:
+    # A line can also break its encryption later on. The exceptions look alike, only the place where
+    # they were raised tells them apart.
+    return any(
+        frame.f_code.co_name == "do_handshake"
+        for cause in causes(error)
+        for frame, _ in traceback.walk_tb(cause.__traceback__)
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from dataclasses import dataclass
 
 from airflow_mlbatch.errors import ConnectionConfigError
 
-__all__ = ["CHUNK", "Endpoint"]
+__all__ = ["CHUNK", "Endpoint", "proxy_for"]
 
 # Bytes read off the line at once; also the most that a poll of a finished batch reads.
 CHUNK = 64 * 1024
@@ -42,11 +43,10 @@ class Endpoint:
         :raises ConnectionConfigError: a certificate cannot be read
         """
         try:
-            context = ssl.create_default_context(
-                cafile=self.verify if isinstance(self.verify, str) else None
-            )
+            context = self._trusting_context()
             if self.client_cert:
-                context.load_cert_chain(self.client_cert, self.client_key)
+                # An empty password, or OpenSSL would ask for one on the terminal and wait.
+                context.load_cert_chain(self.client_cert, self.client_key, password="")
         except OSError as error:
             raise ConnectionConfigError(
                 f"verify, client_cert or client_key: cannot read the certificate: {error}"
@@ -55,3 +55,26 @@ class Endpoint:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         return context
+
+    def _trusting_context(self) -> ssl.SSLContext:
+        # The variable is the one that requests reads, and its users set it for the whole machine.
+        bundle = os.environ.get("REQUESTS_CA_BUNDLE") if self.verify is True else self.verify
+        if isinstance(bundle, str) and bundle:
+            is_folder = os.path.isdir(bundle)
+            return ssl.create_default_context(
+                cafile=None if is_folder else bundle, capath=bundle if is_folder else None
+            )
+        import certifi
+
+        # What the machine trusts, and what requests brings for machines that trust nobody.
+        context = ssl.create_default_context()
+        context.load_verify_locations(certifi.where())
+        return context
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for an address, read in the way of requests."""
+    from requests.utils import get_environ_proxies, select_proxy
+
+    proxy = select_proxy(url, get_environ_proxies(url))
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy

@@ -6,10 +6,12 @@ import errno
 import socket
 import ssl
 from collections.abc import Iterator
+from http.client import RemoteDisconnected
 
 from airflow_mlbatch.protocol.messages import Lost
+from airflow_mlbatch.protocol.receive import CUT
 
-__all__ = ["as_lost"]
+__all__ = ["as_lost", "causes"]
 
 _WORDS_BY_ERRNO = {
     errno.ECONNREFUSED: "connection refused",
@@ -25,11 +27,13 @@ _CUT = {
     "ClientPayloadError",
     "ServerDisconnectedError",
     "RemoteDisconnected",
-    "ProtocolError",
     "TransferEncodingError",
     "ContentLengthError",
     "InvalidChunkLength",
 }
+# And what when its words cannot be understood.
+_NOT_HTTP = {"BadStatusLine", "LineTooLong", "BadHttpMessage", "InvalidHeader", "HTTPException"}
+_PROXY = {"ProxyError", "ClientHttpProxyError", "ClientProxyConnectionError"}
 
 
 def as_lost(error: BaseException, was_sent: bool) -> Lost:
@@ -37,26 +41,40 @@ def as_lost(error: BaseException, was_sent: bool) -> Lost:
 
     :param was_sent: whether the server may have seen the request
     """
-    causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, socket.gaierror):
-            return Lost("the host name is not known", was_sent)
-        if isinstance(cause, ssl.SSLError):
-            reason = getattr(cause, "verify_message", "") or cause.reason or str(cause)
-            return Lost(f"TLS failed ({reason})", was_sent)
-        words = _WORDS_BY_ERRNO.get(getattr(cause, "errno", None) or 0)
+    chain = list(causes(error))
+    is_lasting = any(isinstance(cause, ssl.SSLCertVerificationError) for cause in chain)
+    return Lost(_words(chain, was_sent), was_sent, is_lasting)
+
+
+def _words(chain: list[BaseException], was_sent: bool) -> str:
+    for cause in chain:
+        words = _words_of_the_system(cause)
         if words:
-            return Lost(words, was_sent)
-        if isinstance(cause, ConnectionResetError | BrokenPipeError):
-            return Lost("connection reset", was_sent)
-    if any(isinstance(cause, TimeoutError) or "Timeout" in type(cause).__name__ for cause in causes):
-        return Lost("no connection in time" if not was_sent else "no answer in time", was_sent)
-    if any(type(cause).__name__ in _CUT for cause in causes):
-        return Lost("the server closed the connection before the reply was whole", was_sent)
-    return Lost(f"{type(causes[-1]).__name__}: {causes[-1]}", was_sent)
+            return words
+    names = {kind.__name__ for cause in chain for kind in type(cause).__mro__}
+    if any("Timeout" in name for name in names):
+        return "no answer in time" if was_sent else "no connection in time"
+    if names & _PROXY:
+        return "the proxy refused the connection"
+    if names & _CUT:
+        return CUT
+    if names & _NOT_HTTP:
+        return "the reply is not HTTP"
+    return f"{type(chain[-1]).__name__}: {chain[-1]}"
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def _words_of_the_system(cause: BaseException) -> str | None:
+    if isinstance(cause, socket.gaierror):
+        return "the host name is not known"
+    if isinstance(cause, ssl.SSLError):
+        return f"TLS failed ({getattr(cause, 'verify_message', '') or cause.reason or cause})"
+    # http.client's RemoteDisconnected counts as a reset, but nothing was reset.
+    if isinstance(cause, ConnectionResetError) and not isinstance(cause, RemoteDisconnected):
+        return "connection reset"
+    return _WORDS_BY_ERRNO.get(getattr(cause, "errno", None) or 0)
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
     """The exception and all that it wraps, outermost first."""
     seen: list[BaseException] = []
     waiting: list[BaseException] = [error]

@@ -24,7 +24,7 @@ from airflow_mlbatch.protocol.messages import (
     Wait,
 )
 from airflow_mlbatch.protocol.receive import ACCEPT_ENCODING, Receiver
-from airflow_mlbatch.transport.endpoint import CHUNK, Endpoint
+from airflow_mlbatch.transport.endpoint import CHUNK, Endpoint, proxy_for
 from airflow_mlbatch.transport.lost import as_lost
 
 __all__ = ["NonblockingDriver"]
@@ -95,31 +95,39 @@ class NonblockingDriver:
 
     async def _send(self, send: Send) -> Reply | Lost:
         session = await self._opened()
-        timeout = aiohttp.ClientTimeout(
-            total=send.seconds,
-            sock_connect=self._endpoint.connect_timeout,
-            sock_read=self._endpoint.read_timeout,
-        )
         try:
-            async with session.request(
-                send.route.method,
-                URL(self._endpoint.absolute(send.target), encoded=True),
-                headers={"Accept-Encoding": ACCEPT_ENCODING, **send.headers},
-                data=send.body,
-                allow_redirects=False,
-                timeout=timeout,
-            ) as response:
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                receiver = Receiver(send, response.status, headers)
-                async for raw in response.content.iter_chunked(CHUNK):
-                    if receiver.feed(raw):
-                        response.close()
-                        return receiver.reply()
-                return receiver.finish()
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            return as_lost(error, was_sent=False)
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            return as_lost(error, was_sent=True)
+            response = await self._open(session, send)
+        except _LINE_ERRORS as error:
+            return as_lost(error, was_sent=not isinstance(error, _NEVER_CONNECTED))
+        async with response:
+            receiver = Receiver(send, response.status, _headers(response))
+            while True:
+                # Only the line is watched here: what a sink raises is not the network's doing.
+                try:
+                    raw = await response.content.read(CHUNK)
+                except _LINE_ERRORS as error:
+                    return as_lost(error, was_sent=True)
+                if not raw:
+                    return receiver.finish()
+                if receiver.feed(raw):
+                    response.close()
+                    return receiver.reply()
+
+    async def _open(self, session: aiohttp.ClientSession, send: Send) -> aiohttp.ClientResponse:
+        url = self._endpoint.absolute(send.target)
+        return await session.request(
+            send.route.method,
+            URL(url, encoded=True),
+            headers={"Accept-Encoding": ACCEPT_ENCODING, **send.headers},
+            data=send.body,
+            allow_redirects=False,
+            proxy=proxy_for(url),
+            timeout=aiohttp.ClientTimeout(
+                total=send.seconds,
+                sock_connect=self._endpoint.connect_timeout,
+                sock_read=self._endpoint.read_timeout,
+            ),
+        )
 
     async def _opened(self) -> aiohttp.ClientSession:
         async with self._opening:
@@ -129,8 +137,25 @@ class NonblockingDriver:
                 self._session = aiohttp.ClientSession(
                     connector=aiohttp.TCPConnector(limit=self._max_connections, ssl=context),
                     auto_decompress=False,
-                    trust_env=True,
+                    # Proxies are read by our own rule; what else would be trusted is ~/.netrc.
+                    trust_env=False,
                     cookie_jar=aiohttp.DummyCookieJar(),
                     read_bufsize=CHUNK,
                 )
+                # It would send some requests twice by itself: repeats are the flow's decision.
+                self._session._retry_connection = False  # noqa: SLF001
         return self._session
+
+
+# What a broken line looks like from here.
+_LINE_ERRORS = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
+# Those of them that come before the request can have left.
+_NEVER_CONNECTED = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.ClientHttpProxyError,
+)
+
+
+def _headers(response: aiohttp.ClientResponse) -> dict[str, str]:
+    return {name.lower(): ", ".join(response.headers.getall(name)) for name in response.headers}
