@@ -1,0 +1,179 @@
+"""Pieces of a benchmark, each in a process of its own, and the memory of processes.
+
+Law: the peak that is told of a process is its own. Linux lets a new process inherit the peak of the
+one that started it in ``ru_maxrss``, so that is asked only where nothing better is known.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+__all__ = ["ROOT", "PieceError", "Stopwatch", "Watch", "best", "run", "watched"]
+
+ROOT = Path(__file__).resolve().parent.parent
+_MAIN = "from benchmarks.pieces import main; main()"
+_LINES_SHOWN = 30
+_SAMPLE_SECONDS = 0.05
+
+
+class PieceError(Exception):
+    """A piece did not come to its end."""
+
+
+class Stopwatch:
+    """Wall time and the CPU time of this process, of a ``with`` block."""
+
+    def __enter__(self) -> Stopwatch:
+        self._began, self._cpu_began = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cpu_seconds = time.process_time() - self._cpu_began
+        self.seconds = time.perf_counter() - self._began
+
+
+def run(
+    piece: Callable[..., Mapping[str, Any]],
+    *,
+    environment: Mapping[str, str] | None = None,
+    **arguments: Any,
+) -> dict[str, Any]:
+    """Call a function of a module in a new process.
+
+    :param piece: takes and returns what JSON can carry
+    :param environment: variables on top of this process' own
+    :return: what the function returned, and ``peak_bytes``, the most memory that the process held
+    :raises PieceError: it raised; the message is what it printed last
+    """
+    with tempfile.TemporaryDirectory(prefix="mlbatch-bench-") as folder:
+        answer = Path(folder, "answer.json")
+        name = f"{piece.__module__}:{piece.__qualname__}"
+        ended = subprocess.run(
+            [sys.executable, "-c", _MAIN, name, json.dumps(arguments), str(answer)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if ended.returncode or not answer.exists():
+            last = "\n".join(ended.stdout.splitlines()[-_LINES_SHOWN:])
+            raise PieceError(f"{name} ended with exit code {ended.returncode}:\n{last}")
+        found: dict[str, Any] = json.loads(answer.read_bytes())
+        return found
+
+
+def best(
+    times: int, piece: Callable[..., Mapping[str, Any]], by: str = "seconds", **arguments: Any
+) -> dict[str, Any]:
+    """The best of some runs: what other work on the machine takes away is not the piece's own.
+
+    The peak of memory is the highest of all runs.
+    """
+    runs = [run(piece, **arguments) for _ in range(times)]
+    chosen = min(runs, key=lambda one: float(one[by]))
+    return {**chosen, "peak_bytes": max(one["peak_bytes"] for one in runs)}
+
+
+def main() -> None:
+    """The life of a piece's process."""
+    name, arguments, answer = sys.argv[1:]
+    module, _, function = name.partition(":")
+    found = getattr(importlib.import_module(module), function)(**json.loads(arguments))
+    Path(answer).write_text(json.dumps({**found, "peak_bytes": own_peak()}))
+
+
+def own_peak() -> int:
+    """The most memory that this process has held, in bytes."""
+    with suppress(OSError, StopIteration):
+        return _peak_of(os.getpid())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _peak_of(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+class Watch:
+    """Memory of a process and of all that it starts, looked at twenty times a second.
+
+    What processes share counts for each of them: the sum is never too low.
+
+    :param name_of: what a process is called; of those with one name the largest is kept
+    """
+
+    def __init__(self, pid: int, name_of: Callable[[psutil.Process], str]) -> None:
+        self._root, self._name_of = psutil.Process(pid), name_of
+        self._names: dict[int, str] = {}
+        self._is_over = threading.Event()
+        self.total = 0
+        self.peaks: dict[str, int] = {}
+        self.counts: dict[str, int] = {}
+
+    def look(self) -> None:
+        """Take a sample."""
+        total = 0
+        counts: dict[str, int] = {}
+        for process in self._processes():
+            with suppress(psutil.Error, OSError):
+                size = process.memory_info().rss
+                name = self._name(process)
+                total += size
+                counts[name] = counts.get(name, 0) + 1
+                self.peaks[name] = max(self.peaks.get(name, 0), size)
+        for name, count in counts.items():
+            self.counts[name] = max(self.counts.get(name, 0), count)
+        self.total = max(self.total, total)
+
+    def look_until_over(self) -> None:
+        """Take samples until :meth:`stop`."""
+        while not self._is_over.wait(_SAMPLE_SECONDS):
+            self.look()
+
+    def stop(self) -> None:
+        """End :meth:`look_until_over`."""
+        self._is_over.set()
+
+    def _processes(self) -> list[psutil.Process]:
+        try:
+            return [self._root, *self._root.children(recursive=True)]
+        except psutil.Error:
+            return []
+
+    def _name(self, process: psutil.Process) -> str:
+        # A process that has forked may take another name later on: it is asked each time, except
+        # where the answer cannot change any more.
+        return self._name_of(process)
+
+
+@contextmanager
+def watched(
+    pid: int, name_of: Callable[[psutil.Process], str] = lambda process: "all"
+) -> Iterator[Watch]:
+    """Watch a process during a ``with`` block."""
+    watch = Watch(pid, name_of)
+    thread = threading.Thread(target=watch.look_until_over, daemon=True)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        watch.stop()
+        thread.join()
