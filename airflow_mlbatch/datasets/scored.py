@@ -236,6 +236,7 @@ class ScoredRows:
         return [self._batch(block) for block in held]
 
     def _batch(self, block: RecordBlock) -> ScoredBatch:
+        import numpy as np
         import pyarrow as pa
 
         first = self._first_index + self.count
@@ -251,7 +252,7 @@ class ScoredRows:
         for column in self._columns:
             arrays += column.arrays(block)
         arrays += [
-            pa.array(range(first, first + len(block)), pa.int64()),
+            pa.array(np.arange(first, first + len(block), dtype=np.int64)),
             pa.array(block.success, pa.bool_()),
             pa.array(block.errors, pa.string()),
         ]

@@ -21,14 +21,14 @@ bytes, map          refused                       refused
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from airflow_mlbatch.datasets.casting import objects
 from airflow_mlbatch.datasets.formats import TableFormat, table_format
-from airflow_mlbatch.datasets.jsonlines import is_json_text, json_text
+from airflow_mlbatch.datasets.jsonlines import is_json_text, json_text, row_class_for
 from airflow_mlbatch.datasets.locations import StoragePath
 from airflow_mlbatch.datasets.nested import is_assumed
 from airflow_mlbatch.datasets.staging import StagedFile, gzip_into
@@ -104,11 +104,16 @@ class TableWriter:
         self.rows += batch.num_rows
 
     def finish(self) -> None:
+        import pyarrow as pa
+
         if self._sink is None:
             raise DatasetError(
                 f"{self._path}: found nothing to write, expected at least the columns"
             )
-        self._sink.close()
+        try:
+            self._sink.close()
+        except pa.ArrowException as error:
+            raise DatasetError(f"{self._path.name}, near row {self.rows}: {error}") from None
 
     def abandon(self) -> None:
         """Let go of a file that will not be put in place."""
@@ -190,18 +195,38 @@ class _Sink(Protocol):
     def close(self) -> None: ...
 
 
+# A row group for each block of results would be too small: readers and packing want many rows.
+_GROUP_ROWS, _GROUP_BYTES = 128 * 1024, 32 * 1024 * 1024
+
+
 class _ParquetSink:
     def __init__(self, file: BinaryIO, schema: pa.Schema, kind: TableFormat) -> None:
         import pyarrow as pa
         import pyarrow.parquet as parquet
 
         self._writer = parquet.ParquetWriter(pa.PythonFile(file, "w"), schema)
+        self._waiting: list[pa.RecordBatch] = []
+        self._rows = self._bytes = 0
 
     def write(self, batch: pa.RecordBatch, first_row: int) -> None:
-        self._writer.write_batch(batch)
+        self._waiting.append(batch)
+        self._rows += batch.num_rows
+        self._bytes += batch.nbytes
+        if self._rows >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
+            self._write_group()
 
     def close(self) -> None:
+        if self._waiting:
+            self._write_group()
         self._writer.close()
+
+    def _write_group(self) -> None:
+        import pyarrow as pa
+
+        waiting, self._waiting = self._waiting, []
+        self._rows = self._bytes = 0
+        table = pa.Table.from_batches(waiting)
+        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
 
 
 class _TextSink:
@@ -233,9 +258,7 @@ class _JsonSink:
         import msgspec
 
         self._file, self._schema = file, schema
-        fields = [(f"f{place}", Any) for place in range(len(schema))]
-        names = {f"f{place}": name for place, name in enumerate(schema.names)}
-        self._row = msgspec.defstruct("Row", fields, rename=names, gc=False)
+        self._row = row_class_for(schema.names)
         self._encoder = msgspec.json.Encoder()
 
     def write(self, batch: pa.RecordBatch, first_row: int) -> None:
@@ -243,7 +266,13 @@ class _JsonSink:
             _json_column(array, field, first_row)
             for array, field in zip(batch.columns, self._schema, strict=True)
         ]
-        self._file.write(self._encoder.encode_lines(map(self._row, *columns)))
+        names = batch.schema.names
+        rows: Iterable[Any]
+        if self._row is None:
+            rows = (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+        else:
+            rows = map(self._row, *columns)
+        self._file.write(self._encoder.encode_lines(rows))
 
     def close(self) -> None:
         return None

@@ -240,7 +240,9 @@ class BatchScanner:
 
     def _hand_on(self, end: int) -> None:
         assert self._take_items is not None
-        self._take_items(b"[%b]" % bytes(self._buffer[:end]))
+        with memoryview(self._buffer) as view:
+            items = b"".join((b"[", view[:end], b"]"))
+        self._take_items(items)
         del self._buffer[:end]
         self._is_first = False
 
