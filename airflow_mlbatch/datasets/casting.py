@@ -116,8 +116,8 @@ def _words_fast(kind: TypeName, words: pa.Array) -> list[Any] | None:
     except pa.ArrowInvalid:
         return None
     largest = pc.max(pc.abs(numbers)).as_py()
-    # Beyond 2^53 neighbouring integers are one double: only the exact road can tell them apart.
-    if largest is not None and largest > MAX_SAFE_INTEGER:
+    # From 2^53 on neighbouring integers are one double: only the exact road can tell them apart.
+    if largest is not None and largest >= MAX_SAFE_INTEGER:
         return None
     return _plain_to_wire(kind, numbers)
 
@@ -151,6 +151,8 @@ def _plain_to_wire(kind: TypeName, array: pa.Array) -> list[Any]:
     import numpy as np
     import pyarrow.compute as pc
 
+    if kind not in ("numeric", "integer", "logical"):
+        return column_to_wire(kind, objects(array))
     if not array.null_count:
         return column_to_wire(kind, array.to_numpy(zero_copy_only=False))
     # Arrow turns integers with nulls into floats, and the big ones into other numbers: so the gaps

@@ -7,7 +7,8 @@ column whose values have no one Arrow type is kept as JSON text and says so in i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
@@ -23,6 +24,7 @@ __all__ = ["JSON_TEXT", "columns_of", "is_json_text", "json_text", "read_lines",
 JSON_TEXT: dict[bytes, bytes] = {b"mlbatch": b"json"}
 
 _CHUNK = 4 * 1024 * 1024
+_ESCAPED = re.compile(r'[\x00-\x1f"\\]')
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -58,11 +60,25 @@ def columns_of(
 
     :raises DatasetError: a line that is no JSON object, with its row
     """
-    fields = [(f"f{place}", Any, msgspec.UNSET) for place in range(len(names))]
-    rename = {f"f{place}": name for place, name in enumerate(names)}
-    row_class = msgspec.defstruct("Row", fields, rename=rename, gc=False)
+    row_class = row_class_for(names)
+    if row_class is None:
+        dicts = _decode(msgspec.json.Decoder(dict[str, Any]), lines, where, first_row)
+        return {name: [row.get(name, msgspec.UNSET) for row in dicts] for name in names}
     rows = _decode(msgspec.json.Decoder(row_class), lines, where, first_row)
     return {name: [getattr(row, f"f{place}") for row in rows] for place, name in enumerate(names)}
+
+
+def row_class_for(names: Sequence[str]) -> type[msgspec.Struct] | None:
+    """A class for rows with these keys, read and written several times as fast as dicts.
+
+    :return: ``None`` for keys that msgspec would have to escape, which it refuses to
+    """
+    if any(_ESCAPED.search(name) for name in names):
+        return None
+    # Field names of a class must be identifiers, keys need not be: hence f0, f1, …
+    fields = [(f"f{place}", Any, msgspec.UNSET) for place in range(len(names))]
+    rename = {f"f{place}": name for place, name in enumerate(names)}
+    return msgspec.defstruct("Row", fields, rename=rename, gc=False)
 
 
 def missing_key(
@@ -172,28 +188,37 @@ def to_arrow(values: list[Any], field: pa.Field, where: str) -> pa.Array:
         ) from None
 
 
-def _type_of(values: list[Any]) -> pa.DataType | None:
+def _type_of(values: Sequence[Any]) -> pa.DataType | None:
+    """The type that holds decoded values unchanged, ``None`` when there is none.
+
+    Arrow's own inference will not do: it takes false for 0.0 and adds keys that objects lack.
+    """
     import pyarrow as pa
 
-    try:
-        kind = pa.array(values).type
-    except (pa.ArrowException, OverflowError, ValueError, TypeError):
+    kinds = set(map(type, values)) - {type(None)}
+    if not kinds:
+        return pa.null()
+    if kinds in ({bool}, {str}):
+        return pa.bool_() if kinds == {bool} else pa.string()
+    if kinds <= {int, float}:
+        return _number_type(values, has_floats=float in kinds)
+    present = [value for value in values if value is not None]
+    if kinds == {list}:
+        item = _type_of([item for value in present for item in value])
+        return None if item is None else pa.list_(item)
+    if kinds == {dict} and present[0] and len(set(map(tuple, present))) == 1:
+        items = {key: _type_of([value[key] for value in present]) for key in present[0]}
+        return None if None in items.values() else pa.struct(items.items())
+    return None
+
+
+def _number_type(values: Sequence[Any], *, has_floats: bool) -> pa.DataType | None:
+    import pyarrow as pa
+
+    limit = 2**53 if has_floats else 2**63 - 1
+    if any(type(value) is int and abs(value) > limit for value in values):
         return None
-    return kind if not pa.types.is_nested(kind) or _is_uniform(values) else None
-
-
-def _is_uniform(values: Sequence[Any]) -> bool:
-    """Whether all objects at one place have the same keys: Arrow would add the missing ones."""
-    keys: set[tuple[str, ...]] = set()
-    inner: dict[Any, list[Any]] = {}
-    for value in values:
-        if isinstance(value, Mapping):
-            keys.add(tuple(value))
-            for key, item in value.items():
-                inner.setdefault(key, []).append(item)
-        elif isinstance(value, list):
-            inner.setdefault(None, []).extend(value)
-    return len(keys) <= 1 and () not in keys and all(map(_is_uniform, inner.values()))
+    return pa.float64() if has_floats else pa.int64()
 
 
 def unify(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:

@@ -7,6 +7,7 @@ imported: who has a connection makes the path object with it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import PurePath
 from typing import Any, BinaryIO, TypeAlias, cast
@@ -97,17 +98,15 @@ def file_size(path: StoragePath) -> int | None:
         return None
 
 
-def remove(path: StoragePath) -> bool:
-    """Delete a file if it is there; whether it was."""
+def remove(path: StoragePath) -> None:
+    """Delete a file if it is there."""
     filesystem, key = resolve(path)
     _forget_listing(filesystem, key)
-    try:
-        filesystem.rm_file(key)
-    except FileNotFoundError:
-        return False
-    except NotImplementedError:
-        filesystem.rm(key)
-    return True
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            filesystem.rm_file(key)
+        except NotImplementedError:
+            filesystem.rm(key)
 
 
 def file_names(folder: StoragePath) -> list[str]:

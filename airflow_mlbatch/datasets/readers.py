@@ -7,7 +7,7 @@ what it was or is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -46,8 +46,8 @@ class RowRange:
         """:raises DatasetError: the table ended at row ``end``, before the range does"""
         if end < (self.start if self.stop is None else self.stop):
             raise DatasetError(
-                f"row_range: found ({self.start}, {self.stop}), but {where} ends before row "
-                f"{max(end, self.start)}; expected a range within it"
+                f"row_range: found ({self.start}, {self.stop}), but {where} has only {end:,} rows; "
+                "expected a range within it"
             )
 
 
@@ -145,7 +145,7 @@ def read_inputs(
                 found = jsonlines.columns_of(lines, names, where, row)
                 cast_block.take_json(found, lines, row)
                 row += len(lines)
-            wanted.check_end(where, row)
+            _check_lines_end(raw, kind, where, wanted, row)
         else:
             rows = _open(raw, kind, where, chosen, wanted)
             row = wanted.start
@@ -232,7 +232,12 @@ def _open_text(
     batches: Iterator[pa.RecordBatch] = iter(())
     if has_rows:
         batches = _text_batches(raw, kind, where, header, names or header[:1], wanted.start)
-    return TableRows(schema, _sliced(batches, schema, wanted, where))
+
+    def count() -> int:
+        again = _text_batches(raw, kind, where, header, header[:1], 0) if has_rows else ()
+        return sum(batch.num_rows for batch in again)
+
+    return TableRows(schema, _sliced(batches, schema, wanted, where, count))
 
 
 def _open_jsonl(
@@ -261,9 +266,18 @@ def _open_jsonl(
             ]
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
             row += len(block)
-        wanted.check_end(where, row)
+        _check_lines_end(raw, kind, where, wanted, row)
 
     return TableRows(schema, batches())
+
+
+def _check_lines_end(
+    raw: BinaryIO, kind: TableFormat, where: str, wanted: RowRange, row: int
+) -> None:
+    if row == wanted.start > 0:
+        raw.seek(0)
+        row = sum(map(len, jsonlines.read_lines(_unpacked(raw, kind))))
+    wanted.check_end(where, row)
 
 
 def _open_parquet(
@@ -304,19 +318,26 @@ def _row_groups(
 
 
 def _sliced(
-    batches: Iterator[pa.RecordBatch], schema: pa.Schema, wanted: RowRange, where: str
+    batches: Iterator[pa.RecordBatch],
+    schema: pa.Schema,
+    wanted: RowRange,
+    where: str,
+    count: Callable[[], int],
 ) -> Iterator[pa.RecordBatch]:
-    """Cut at the range's end; the batches begin at its start."""
+    """Cut at the range's end; the batches begin at its start.
+
+    :param count: counts all rows, which is needed only when the range seems to begin at the end
+    """
     row = wanted.start
-    for batch in batches:
-        if wanted.stop is not None and row + batch.num_rows >= wanted.stop:
+    for batch in () if wanted.start == wanted.stop else batches:
+        if wanted.stop is not None and row + batch.num_rows > wanted.stop:
             batch = batch.slice(0, wanted.stop - row)
         row += batch.num_rows
         if batch.num_rows:
             yield batch.select(schema.names)
         if row == wanted.stop:
             return
-    wanted.check_end(where, row)
+    wanted.check_end(where, count() if row == wanted.start > 0 else row)
 
 
 def _unpacked(raw: BinaryIO, kind: TableFormat) -> BinaryIO:
