@@ -54,6 +54,8 @@ Names = Mapping[str, str]
 DEFAULT_PARALLEL_COUNT = 10
 _MOST_LOGIN_BYTES = 64 * 1024
 _PIECE_BYTES = 256 * 1024
+# A poll wants the head of the document and hangs up: little is read for it in vain.
+_FIRST_PIECE_BYTES = 8 * 1024
 
 
 @dataclass(frozen=True)
@@ -266,9 +268,9 @@ class App:
         """The document in pieces; the results are those without a gap from the first record on."""
         position = 0
         opening, _, closing = b"".join(batch_document(status, (b"",))).rpartition(b"[")
-        piece, separator = [opening, b"["], b""
+        piece, separator, size = [opening, b"["], b"", _FIRST_PIECE_BYTES
         while position < count:
-            rows = await asyncio.to_thread(self.store.outcomes, number, position, _PIECE_BYTES)
+            rows = await asyncio.to_thread(self.store.outcomes, number, position, size)
             taken = [
                 outcome
                 for place, (found, outcome) in enumerate(rows, position)
@@ -278,7 +280,7 @@ class App:
                 break
             position += len(taken)
             yield b"".join(piece) + separator + b",".join(taken)
-            piece, separator = [], b","
+            piece, separator, size = [], b",", _PIECE_BYTES
             if len(taken) < len(rows):
                 break
         if status.is_terminal and position < count:
