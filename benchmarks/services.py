@@ -1,0 +1,13 @@
+"""The services that the benchmarks have scored."""
+
+from __future__ import annotations
+
+from airflow_mlbatch.server import service
+
+NAME, VERSION = "double", "1"
+
+
+@service(NAME, version=VERSION, inputs={"x": float}, outputs={"y": float})
+def double(x: float) -> float:
+    """As little as a service can do."""
+    return 2 * x
