@@ -136,7 +136,8 @@ def _serve(options: argparse.Namespace) -> int:
     sources = ([DEMO_SERVICES] if options.demo else []) + options.services
     if not sources:
         _fail("serve", "nothing to serve: give --services SOURCE or --demo")
-    password = os.environ.get("MLBATCH_PASSWORD")
+    # Taken out, so that no service reads it.
+    password = os.environ.pop("MLBATCH_PASSWORD", None)
     if password == "":
         _fail("serve", "MLBATCH_PASSWORD: found nothing, expected a password, or leave it unset")
     settings = ServerSettings(
@@ -155,7 +156,11 @@ def _serve(options: argparse.Namespace) -> int:
         max_records_per_worker=options.max_records_per_worker,
         max_worker_growth=options.max_worker_growth * _MIB,
     )
-    serve(settings, lambda line: print(line, flush=True))
+    try:
+        serve(settings, lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        # Before it was ready; afterwards the server takes it for a wish to stop.
+        return 130
     return 0
 
 

@@ -290,7 +290,7 @@ class App:
 
     async def _cancel_batch(self, request: Request, names: Names) -> Response:
         execution = self._execution(names)
-        await self.runner.cancel(execution.id)
+        await self.runner.cancel(execution)
         if not await self.store.write(self.store.remove_execution, execution.number):
             raise Refusal(404, EXECUTION_NOT_FOUND)
         await asyncio.to_thread(self.folder.discard, execution.id)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
-from typing import Any
 
 import msgspec
 
@@ -53,12 +52,16 @@ class Worker:
         self._process, self._reader, self._writer = process, reader, writer
         self._killed_because = ""
         self.services: list[Service] = []
-        self.task: Task | None = None
-        self.job: Any = None
+        self.purpose: object = None
         self.unfinished: list[tuple[int, bytes]] = []
         self.record_began = 0.0
         self.has_left = False
         self.cause_of_death = ""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id."""
+        return self._process.pid
 
     @property
     def is_killed(self) -> bool:
@@ -85,15 +88,15 @@ class Worker:
             raise InputError(hello.problem)
         self.services = [described.service() for described in hello.services]
 
-    async def run(self, task: Task, job: Any, take: Callable[[Outcome], None]) -> bool:
+    async def run(self, task: Task, purpose: object, take: Callable[[Outcome], None]) -> bool:
         """Have records scored.
 
-        :param job: what the task belongs to, for those who look for it
+        :param purpose: what the task belongs to, for those who look for the worker that is on it
         :param take: called with each outcome as it arrives
         :return: whether the worker can take another task; if not, ``unfinished`` holds the records
             without an outcome, the one it died on first
         """
-        self.task, self.job, self.unfinished = task, job, list(task.records)
+        self.purpose, self.unfinished = purpose, list(task.records)
         loop = asyncio.get_running_loop()
         self.record_began = loop.time()
         try:
@@ -113,7 +116,7 @@ class Worker:
             self.unfinished = []
             return True
         finally:
-            self.task = self.job = None
+            self.purpose = None
 
     async def is_alive_until(self, event: asyncio.Event) -> bool:
         """Wait for an event or for the death of this worker; whether it lives."""

@@ -6,6 +6,7 @@ Law: nothing of a request is trusted. A body is counted while it arrives, whatev
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -41,8 +42,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         raise Refusal(415, f"content-encoding: found {encoding!r:.80}, expected none")
     pieces: list[bytes] = []
     size = 0
+    stream = request.stream()
     try:
-        stream = request.stream()
         while True:
             piece = await asyncio.wait_for(anext(stream, None), _SILENCE_SECONDS)
             if piece is None:
@@ -50,7 +51,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
             size += len(piece)
             if size > max_bytes:
                 pieces.clear()
-                await _discard(request, max_bytes)
+                await _discard(stream, max_bytes)
                 raise Refusal(
                     413,
                     f"body: found more than {max_bytes:,} bytes, the limit of this server",
@@ -63,7 +64,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         raise Refusal(400, "body: the line was lost", {"connection": "close"}) from None
 
 
-async def _discard(request: Request, max_bytes: int) -> None:
+async def _discard(stream: AsyncIterator[bytes], max_bytes: int) -> None:
     """Let the rest of a body that is too large run by, for a while.
 
     A client reads the reply only after it has sent its body: were the line cut, it would report a
@@ -72,7 +73,7 @@ async def _discard(request: Request, max_bytes: int) -> None:
 
     async def drain() -> None:
         left = max_bytes
-        async for piece in request.stream():
+        async for piece in stream:
             left -= len(piece)
             if left < 0:
                 return

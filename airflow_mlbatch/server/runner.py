@@ -1,19 +1,20 @@
-"""Takes stored records and has them scored in worker processes.
+"""Has stored records scored in worker processes.
 
-Law: everything here runs on the event loop, so nothing needs a lock; what takes long (SQLite,
-starting a process) runs elsewhere and is awaited. A record is handed out again only when its worker
-was not on it; a record whose worker died on it fails.
+Law: everything here runs on the event loop, so nothing needs a lock; what takes long (storing many
+rows, starting a process) runs elsewhere and is awaited. A record whose worker died on it fails;
+those that wait behind it are handed out again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import uuid
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from airflow_mlbatch.errors import InputError
@@ -21,27 +22,22 @@ from airflow_mlbatch.protocol.results import BatchStatus, write_record_result
 from airflow_mlbatch.protocol.services import Service
 from airflow_mlbatch.protocol.states import BatchState
 from airflow_mlbatch.server.folder import DataFolder
+from airflow_mlbatch.server.jobs import Job, Jobs
 from airflow_mlbatch.server.processes import Worker, start_worker
-from airflow_mlbatch.server.store import Execution, Result, StorageError, Store
+from airflow_mlbatch.server.saving import DISK_FULL, Saver
+from airflow_mlbatch.server.store import Execution, StorageError, Store
 from airflow_mlbatch.server.wire import Outcome, Task
-from airflow_mlbatch.server.worker import LEAST_FREE_BYTES, WorkerSettings
+from airflow_mlbatch.server.worker import WorkerSettings
 
 __all__ = ["BusyError", "Runner", "RunnerSettings"]
 
-# A task should take about so long: long enough that handing it over costs nothing beside it, short
-# enough that other executions, and a cancellation, do not wait.
-_TASK_SECONDS = 0.05
-_MOST_RECORDS_A_TASK = 256
-_WINDOW_BYTES = 1024 * 1024
-_FLUSH_SECONDS = 0.05
-_FLUSH_RESULTS = 2_000
-_MOST_UNSAVED_BYTES = 32 * 1024 * 1024
-_MOST_UNSAVED_RESULTS = 20_000
+log = logging.getLogger(__name__)
+
 _MOST_WAITING_CALLS = 1_000
 _WATCH_SECONDS = 0.1
 _CANCEL_GRACE_SECONDS = 0.3
+_STOP_GRACE_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
-_DISK_FULL = "storage: the disk is full"
 
 
 class BusyError(Exception):
@@ -60,33 +56,6 @@ class RunnerSettings:
     workers: int
     max_parallel: int = 100
     record_timeout: float = 0
-
-
-@dataclass(eq=False)
-class _Job:
-    """An execution with records to score.
-
-    :param window: the next records, read ahead from the store
-    :param next_position: where reading on begins
-    :param done: for each position whether it has an outcome
-    :param busy: how many workers are on it
-    """
-
-    execution: Execution
-    limit: int
-    done: bytearray
-    left: int
-    window: deque[tuple[int, bytes]] = field(default_factory=deque)
-    next_position: int = 0
-    busy: int = 0
-    task_size: int = 1
-    is_started: bool = False
-    is_cancelled: bool = False
-
-    @property
-    def can_start(self) -> bool:
-        has_records = bool(self.window) or self.next_position < self.execution.total
-        return has_records and self.busy < self.limit and not self.is_cancelled
 
 
 @dataclass(eq=False)
@@ -110,19 +79,16 @@ class Runner:
     ) -> None:
         self._store, self._folder = store, folder
         self._worker_settings, self._settings = worker, settings
-        self._jobs: dict[str, _Job] = {}
-        self._turns: deque[_Job] = deque()
+        self._jobs = Jobs()
         self._calls: deque[_Call] = deque()
         self._workers: dict[int, Worker] = {}
-        self._unsaved: list[Result] = []
-        self._unsaved_bytes = 0
+        self._saver = Saver(store, folder.path, self._after_saving)
         self._wake = asyncio.Event()
-        self._has_unsaved = asyncio.Event()
         self._has_rubbish = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._slots: list[asyncio.Task[None]] = []
+        self._chores: list[asyncio.Task[None]] = []
         self._services: asyncio.Future[list[Service]]
         self._is_stopping = False
-        self.storage_problem = ""
         self.worker_problem = ""
 
     # --- life ---
@@ -133,24 +99,21 @@ class Runner:
         :raises InputError: the services cannot be loaded
         """
         self._services = asyncio.get_running_loop().create_future()
-        for slot in range(self._settings.workers):
-            self._tasks.append(asyncio.create_task(self._run_slot(slot)))
-        self._tasks.append(asyncio.create_task(self._save_always()))
-        self._tasks.append(asyncio.create_task(self._watch_records()))
-        self._tasks.append(asyncio.create_task(self._clean_always()))
+        slots = (self._run_slot(slot) for slot in range(self._settings.workers))
+        chores = (self._saver.run(), self._watch_records(), self._clean_always())
+        self._slots = [asyncio.create_task(slot) for slot in slots]
+        self._chores = [asyncio.create_task(chore) for chore in chores]
         return await self._services
 
-    async def resume(self, services: set[tuple[str, str]]) -> None:
+    async def resume(self, services: Iterable[tuple[str, str]]) -> None:
         """Go on with what the last server on this folder left unfinished."""
         for execution in self._store.unfinished():
             if (execution.service, execution.version) in services:
                 self.add(execution, self._store.done_positions(execution.number))
                 continue
-            outcome = write_record_result(
-                success=False,
-                outputs={},
-                error=f"service {execution.service!r} version {execution.version!r} "
-                "is no longer published on this server",
+            outcome = _failure(
+                f"service {execution.service!r} version {execution.version!r} "
+                "is no longer published on this server"
             )
             await self._store.write(self._store.fail_execution, execution.number, outcome)
         self.clean_up()
@@ -159,37 +122,31 @@ class Runner:
         """Stop the workers and store what they have reported."""
         self._is_stopping = True
         self._wake.set()
-        for _ in range(20):
-            if not any(worker.task for worker in self._workers.values()):
-                break
-            await asyncio.sleep(_TASK_SECONDS)
+        for slot, task in enumerate(self._slots):
+            if slot not in self._workers:
+                task.cancel()
+        if self._slots:
+            await asyncio.wait(self._slots, timeout=_STOP_GRACE_SECONDS)
         for worker in self._workers.values():
             worker.kill("the server stops")
-        slots, others = self._tasks[: self._settings.workers], self._tasks[self._settings.workers :]
-        await asyncio.gather(*slots, return_exceptions=True)
-        for task in others:
+        if self._slots:
+            await asyncio.wait(self._slots, timeout=_STOP_GRACE_SECONDS)
+        for task in (*self._slots, *self._chores):
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*self._slots, *self._chores, return_exceptions=True)
         for call in self._calls:
             call.answer.cancel()
         with suppress(StorageError):
-            await self._save()
+            await self._saver.save()
 
     # --- what the API asks for ---
 
     def add(self, execution: Execution, done_positions: Iterable[int] = ()) -> None:
         """Take a stored execution up; some of its records may have an outcome already."""
-        done = bytearray(execution.total)
-        for position in done_positions:
-            done[position] = 1
-        left = execution.total - sum(done)
-        if not left:
-            return
-        limit = min(execution.parallel_count, self._settings.max_parallel)
-        job = _Job(execution, limit, done, left, is_started=left < execution.total)
-        self._jobs[execution.id] = job
-        self._turns.append(job)
-        self._wake.set()
+        job = Job.of(execution, self._settings.max_parallel, done_positions)
+        if job.left:
+            self._jobs.add(job)
+            self._wake.set()
 
     def status(self, execution: Execution) -> BatchStatus:
         """What a poll is told: the stored counts, and of the running states the right one."""
@@ -202,26 +159,22 @@ class Runner:
             state = BatchState.IN_PROGRESS
         return BatchStatus(state, status.completed_item_count, status.total_item_count)
 
-    async def cancel(self, execution_id: str) -> None:
+    async def cancel(self, execution: Execution) -> None:
         """Stop the work on an execution; returns when no worker is on it any more."""
-        job = self._jobs.pop(execution_id, None)
+        job = self._jobs.remove(execution.id)
         if job is None:
             return
-        job.is_cancelled = True
-        with suppress(ValueError):
-            self._turns.remove(job)
-        job.window.clear()
+        job.cancel()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _CANCEL_GRACE_SECONDS
         # A worker that is about to finish is cheaper to wait for than to replace.
         while job.busy:
             if loop.time() > deadline:
                 for worker in self._workers.values():
-                    if worker.job is job:
+                    if worker.purpose is job:
                         worker.kill("the execution was cancelled")
             await asyncio.sleep(0.01)
-        number = job.execution.number
-        self._unsaved = [result for result in self._unsaved if result[0] != number]
+        self._saver.drop(execution.number)
 
     async def call(self, service: Service, record: bytes) -> bytes:
         """Score one record now, ahead of the batches; returns the outcome as it is sent.
@@ -240,8 +193,7 @@ class Runner:
         finally:
             with suppress(ValueError):
                 self._calls.remove(call)
-            if folder.exists():
-                await asyncio.to_thread(shutil.rmtree, folder, True)
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def clean_up(self) -> None:
         """Remove, in the background, what deleted executions have left behind."""
@@ -257,9 +209,15 @@ class Runner:
         """Executions with records to score."""
         return len(self._jobs)
 
+    @property
+    def storage_problem(self) -> str:
+        """Why outcomes cannot be stored at the moment; empty when they can."""
+        return self._saver.problem
+
     # --- one worker after another ---
 
     async def _run_slot(self, slot: int) -> None:
+        """Have a worker in this slot, always."""
         while not self._is_stopping:
             try:
                 worker = await start_worker(self._worker_settings)
@@ -267,7 +225,6 @@ class Runner:
                 self.worker_problem = str(error)
                 if not self._services.done():
                     self._services.set_exception(InputError(str(error)))
-                    return
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             self.worker_problem = ""
@@ -276,70 +233,38 @@ class Runner:
             self._workers[slot] = worker
             try:
                 await self._feed(worker)
+            except Exception:
+                log.exception("the work with worker process %s failed", worker.pid)
+                await asyncio.sleep(_RETRY_SECONDS)
             finally:
                 del self._workers[slot]
                 await worker.end()
 
     async def _feed(self, worker: Worker) -> None:
-        while not self._is_stopping:
-            if self._calls and not self._is_blocked:
+        """Give a worker one task after another, until it is gone."""
+        is_alive = True
+        while is_alive and not self._is_stopping:
+            if self._calls:
                 is_alive = await self._run_call(worker, self._calls.popleft())
-            elif (job := self._next_job()) is not None:
+                continue
+            job = None if self._saver.is_blocked else self._jobs.next(self._store)
+            if job is not None:
                 is_alive = await self._run_task(worker, job)
-            else:
-                self._wake.clear()
-                is_alive = await worker.is_alive_until(self._wake)
-            if not is_alive:
-                return
+                continue
+            self._wake.clear()
+            is_alive = await worker.is_alive_until(self._wake)
 
-    @property
-    def _is_blocked(self) -> bool:
-        """Whether outcomes pile up here because the disk does not take them."""
-        return bool(self.storage_problem) or (
-            self._unsaved_bytes > _MOST_UNSAVED_BYTES or len(self._unsaved) > _MOST_UNSAVED_RESULTS
-        )
-
-    def _next_job(self) -> _Job | None:
-        """The execution whose turn it is, each in turn."""
-        if self._is_blocked:
-            return None
-        for _ in range(len(self._turns)):
-            job = self._turns[0]
-            self._turns.rotate(-1)
-            if job.can_start and self._fill(job):
-                return job
-        return None
-
-    def _fill(self, job: _Job) -> bool:
-        """Read ahead; whether there is a record to hand out."""
-        while not job.window and job.next_position < job.execution.total:
-            rows = self._store.records(job.execution.number, job.next_position, _WINDOW_BYTES)
-            if not rows:
-                job.next_position = job.execution.total
-                break
-            job.next_position = rows[-1][0] + 1
-            job.window.extend(row for row in rows if not job.done[row[0]])
-        return bool(job.window)
-
-    async def _run_task(self, worker: Worker, job: _Job) -> bool:
-        execution = job.execution
-        # The end of a batch is shared out: no worker waits while another has a heap.
-        share = -(-job.left // (2 * self._settings.workers))
-        size = max(1, min(job.task_size, share, len(job.window)))
-        records = [job.window.popleft() for _ in range(size)]
-        task = Task(
-            execution.service,
-            execution.version,
-            str(self._folder.artifacts(execution.id)),
-            records,
-        )
+    async def _run_task(self, worker: Worker, job: Job) -> bool:
+        execution, records = job.execution, job.hand_out(self._settings.workers)
+        keep_in = str(self._folder.artifacts(execution.id))
+        task = Task(execution.service, execution.version, keep_in, records)
+        loop = asyncio.get_running_loop()
         job.busy += 1
         job.is_started = True
+        began = loop.time()
         try:
-            began = asyncio.get_running_loop().time()
             is_alive = await worker.run(task, job, lambda outcome: self._take(job, outcome))
-            seconds = asyncio.get_running_loop().time() - began
-            job.task_size = _task_size(job.task_size, seconds / size)
+            job.learn((loop.time() - began) / len(records))
             if not is_alive:
                 self._after_death(worker, job)
             return is_alive
@@ -347,51 +272,49 @@ class Runner:
             job.busy -= 1
             self._wake.set()
 
-    def _take(self, job: _Job, outcome: Outcome) -> None:
+    def _take(self, job: Job, outcome: Outcome) -> None:
         if outcome.result:
             self._finish(job, outcome.position, outcome.result)
             return
-        self.storage_problem = _DISK_FULL
-        self._has_unsaved.set()
-        record = self._store.records(job.execution.number, outcome.position, 1)
-        job.window.extendleft(record)
+        job.put_back(self._store.records(job.execution.number, outcome.position, 1))
+        self._saver.report_full_disk()
 
-    def _finish(self, job: _Job, position: int, result: bytes) -> None:
-        if job.is_cancelled or job.done[position]:
-            return
-        job.done[position] = 1
-        job.left -= 1
-        self._unsaved.append((job.execution.number, position, result))
-        self._unsaved_bytes += len(result)
-        self._has_unsaved.set()
-        if not job.left:
-            self._turns.remove(job)
+    def _finish(self, job: Job, position: int, result: bytes) -> None:
+        if job.finish(position):
+            self._saver.take((job.execution.number, position, result))
 
-    def _after_death(self, worker: Worker, job: _Job) -> None:
+    def _after_death(self, worker: Worker, job: Job) -> None:
         """Fail the record that the worker died on and hand its others out again."""
-        left = worker.unfinished
-        if left and not worker.has_left and not (self._is_stopping and worker.is_killed):
+        left = list(worker.unfinished)
+        is_stopped = self._is_stopping and worker.is_killed
+        if left and not worker.has_left and not is_stopped:
             position, _ = left.pop(0)
-            self._finish(job, position, _failed(worker.cause_of_death))
-        if not job.is_cancelled:
-            job.window.extendleft(reversed(left))
+            self._finish(job, position, _failure(worker.cause_of_death))
+        job.put_back(left)
 
     async def _run_call(self, worker: Worker, call: _Call) -> bool:
         if call.answer.done():
             return True
         service = call.service
-        task = Task(service.name, service.version, str(call.folder), [(0, call.record)], True)
+        records = [(0, call.record)]
+        task = Task(service.name, service.version, str(call.folder), records, with_files=True)
         outcomes: list[Outcome] = []
         is_alive = await worker.run(task, call, outcomes.append)
         if call.answer.done():
             return is_alive
         if not outcomes:
-            call.answer.set_result(_failed(worker.cause_of_death))
+            call.answer.set_result(_failure(worker.cause_of_death))
         elif not outcomes[0].result:
-            call.answer.set_exception(StorageError(_DISK_FULL, is_full=True))
+            call.answer.set_exception(StorageError(DISK_FULL, is_full=True))
         else:
             call.answer.set_result(outcomes[0].result)
         return is_alive
+
+    # --- chores ---
+
+    def _after_saving(self, numbers: set[int]) -> None:
+        self._jobs.forget_finished(numbers)
+        self._wake.set()
 
     async def _watch_records(self) -> None:
         """End workers whose record takes too long, and what dead workers have left running."""
@@ -400,69 +323,24 @@ class Runner:
             await asyncio.sleep(_WATCH_SECONDS)
             now = asyncio.get_running_loop().time()
             for worker in self._workers.values():
-                if worker.task is None:
+                if worker.purpose is None:
                     continue
                 if limit and now - worker.record_began > limit:
                     worker.kill(f"the record took longer than {limit:g} seconds")
                 worker.sweep()
-
-    # --- storing outcomes ---
-
-    async def _save_always(self) -> None:
-        while True:
-            await self._has_unsaved.wait()
-            if len(self._unsaved) < _FLUSH_RESULTS:
-                await asyncio.sleep(_FLUSH_SECONDS)
-            self._has_unsaved.clear()
-            try:
-                await self._save()
-                if self.storage_problem == _DISK_FULL and not self._has_space():
-                    raise StorageError(_DISK_FULL, is_full=True)
-                self.storage_problem = ""
-            except StorageError as error:
-                self.storage_problem = str(error)
-                await asyncio.sleep(_RETRY_SECONDS)
-                self._has_unsaved.set()
-            self._wake.set()
 
     async def _clean_always(self) -> None:
         while True:
             await self._has_rubbish.wait()
             self._has_rubbish.clear()
             await asyncio.to_thread(self._folder.empty_trash)
-            with suppress(StorageError):
+            try:
                 while await self._store.write(self._store.purge):
-                    pass
-
-    def _has_space(self) -> bool:
-        return shutil.disk_usage(self._folder.path).free >= LEAST_FREE_BYTES
-
-    async def _save(self) -> None:
-        results, self._unsaved = self._unsaved, []
-        self._unsaved_bytes = 0
-        if not results:
-            return
-        try:
-            await self._store.write(self._store.add_results, results)
-        except BaseException:
-            self._unsaved[:0] = results
-            self._unsaved_bytes = sum(len(result[2]) for result in self._unsaved)
-            raise
-        for number in {result[0] for result in results}:
-            self._forget_finished(number)
-
-    def _forget_finished(self, number: int) -> None:
-        for job in list(self._jobs.values()):
-            if job.execution.number == number and not job.left:
-                if any(result[0] == number for result in self._unsaved):
-                    return
-                del self._jobs[job.execution.id]
+                    continue  # Others write in between: each step is a transaction of its own.
+            except StorageError:
+                await asyncio.sleep(_RETRY_SECONDS)
+                self._has_rubbish.set()
 
 
-def _task_size(size: int, seconds_per_record: float) -> int:
-    wanted = int(_TASK_SECONDS / max(seconds_per_record, 1e-6))
-    return max(1, min(wanted, 2 * size, _MOST_RECORDS_A_TASK))
-
-
-def _failed(reason: str) -> bytes:
+def _failure(reason: str) -> bytes:
     return write_record_result(success=False, outputs={}, error=reason)

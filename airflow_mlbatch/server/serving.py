@@ -69,9 +69,6 @@ def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
     with line:
         folder = DataFolder(settings.data_dir.absolute())
         try:
-            # uvicorn repeats the signal that has stopped it to whoever listened before.
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: None)
             asyncio.run(_serve(settings, folder, line, say))
         finally:
             folder.close()
@@ -81,37 +78,40 @@ async def _serve(
     settings: ServerSettings, folder: DataFolder, line: socket.socket, say: Callable[[str], None]
 ) -> None:
     account = load_account(folder.path, settings.username, settings.password)
+    if account.new_password:
+        # Before anything can go wrong: it cannot be told a second time.
+        told = f"password of {account.username}: {account.new_password} (shown this once)"
+        say(f"mlbatch serve: {told}")
     store = Store(folder.database)
-    runner = Runner(
-        store,
-        folder,
-        WorkerSettings(
-            [_absolute(source) for source in settings.sources],
-            folder.work,
-            settings.max_records_per_worker,
-            settings.max_worker_growth,
-        ),
-        RunnerSettings(settings.workers, settings.max_parallel, settings.record_timeout),
-    )
+    runner = _runner(settings, folder, store)
     try:
         tokens = Tokens(folder.path, store, account, settings.token_lifetime)
         await tokens.start()
         services = _published(await runner.start(), settings.username)
         folder.discard_unknown(store.known_ids())
-        await runner.resume(set(services))
+        await runner.resume(services)
         limits = Limits(settings.max_body_bytes, settings.max_records)
         app = App(store, runner, tokens, folder, limits, services)
-        if account.new_password:
-            say(
-                f"mlbatch serve: password of {account.username}: {account.new_password} (shown once)"
-            )
-        told = ", ".join(f"{name} {version}" for name, version in services)
-        await _HttpServer(
-            app, lambda: say(f"mlbatch serve: ready on {_url(line)} (services: {told})")
-        ).serve(sockets=[line])
+        names = ", ".join(f"{name} {version}" for name, version in services)
+        ready = f"mlbatch serve: ready on {_url(line)} (services: {names})"
+        # uvicorn repeats the signal that has stopped it to whoever listened before.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        await _HttpServer(app, lambda: say(ready)).serve(sockets=[line])
     finally:
         await runner.stop()
         store.close()
+
+
+def _runner(settings: ServerSettings, folder: DataFolder, store: Store) -> Runner:
+    worker = WorkerSettings(
+        sources=[_absolute(source) for source in settings.sources],
+        scratch=folder.work,
+        max_records=settings.max_records_per_worker,
+        max_growth=settings.max_worker_growth,
+    )
+    records = RunnerSettings(settings.workers, settings.max_parallel, settings.record_timeout)
+    return Runner(store, folder, worker, records)
 
 
 class _HttpServer(uvicorn.Server):
@@ -143,7 +143,9 @@ class _HttpServer(uvicorn.Server):
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    line = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio turns Nagle's delay off where it sees that a socket is TCP; without that, each small
+    # reply takes 40 ms.
+    line = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":
             line.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -17,6 +17,7 @@ import socket
 import stat
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ __all__ = ["LEAST_FREE_BYTES", "WorkerSettings", "work"]
 
 MAX_CONSOLE_CHARACTERS = 64 * 1024
 _MAX_MESSAGE_CHARACTERS = 4_000
-_MEMORY_CHECK_EVERY = 16
+_MOST_RESULT_BYTES = 64 * 1024 * 1024
+_MEMORY_CHECK_SECONDS = 0.1
 LEAST_FREE_BYTES = 16 * 1024 * 1024
 
 
@@ -120,6 +122,7 @@ class _Limits:
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self._count = 0
+        self._checked_at = 0.0
         self._memory_at_start = _resident_bytes()
 
     def are_reached(self) -> bool:
@@ -127,9 +130,11 @@ class _Limits:
         self._count += 1
         if self._settings.max_records and self._count >= self._settings.max_records:
             return True
-        if self._settings.max_growth and self._count % _MEMORY_CHECK_EVERY == 0:
-            return _resident_bytes() - self._memory_at_start > self._settings.max_growth
-        return False
+        now = time.monotonic()
+        if not self._settings.max_growth or now - self._checked_at < _MEMORY_CHECK_SECONDS:
+            return False
+        self._checked_at = now
+        return _resident_bytes() - self._memory_at_start > self._settings.max_growth
 
 
 def _resident_bytes() -> int:
@@ -270,21 +275,33 @@ class _Scorer:
         finally:
             console = self._console.drain()
             self._folder.leave()
-        files = None
-        if with_files:
-            files = {name: Path(keep_in, name).read_bytes() for name in names}
-        return write_record_result(
-            success=not problem,
-            outputs=outputs,
-            error=problem,
-            console_output=console,
-            changed_files=names,
-            files=files,
-        )
+        try:
+            result = write_record_result(
+                success=not problem,
+                outputs=outputs,
+                error=problem,
+                console_output=console,
+                changed_files=names,
+                files=_contents(names, keep_in) if with_files else None,
+            )
+        except (OSError, ValueError, MemoryError) as error:
+            return _failure(_told(error), names)
+        if len(result) > _MOST_RESULT_BYTES:
+            told = f"the result has {len(result):,} bytes, expected at most {_MOST_RESULT_BYTES:,}"
+            return _failure(told, names)
+        return result
 
     def _call(self, record: bytes) -> Mapping[str, Any]:
         with contextlib.redirect_stdout(self._console):
             return self._outputs.read(self._function(**self._reader.values(record)))
+
+
+def _contents(names: Sequence[str], folder: str) -> dict[str, bytes]:
+    return {name: Path(folder, name).read_bytes() for name in names}
+
+
+def _failure(problem: str, names: Sequence[str]) -> bytes:
+    return write_record_result(success=False, outputs={}, error=problem, changed_files=names)
 
 
 class OutputError(Exception):

@@ -1,0 +1,108 @@
+"""Outcomes on their way to the disk, many in one transaction.
+
+Law: an outcome that was taken is stored or kept; a full disk holds the work up and loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from airflow_mlbatch.server.store import Result, StorageError, Store
+from airflow_mlbatch.server.worker import LEAST_FREE_BYTES
+
+__all__ = ["DISK_FULL", "Saver"]
+
+log = logging.getLogger(__name__)
+
+DISK_FULL = "storage: the disk is full"
+_FLUSH_SECONDS = 0.05
+_FLUSH_RESULTS = 2_000
+_MOST_KEPT_BYTES = 32 * 1024 * 1024
+_MOST_KEPT_RESULTS = 20_000
+_RETRY_SECONDS = 1.0
+
+
+class Saver:
+    """Stores outcomes.
+
+    :param folder: the data folder
+    :param when_saved: called with the numbers of the executions whose outcomes were just stored;
+        with none when there may be space again
+    """
+
+    def __init__(self, store: Store, folder: Path, when_saved: Callable[[set[int]], None]) -> None:
+        self._store, self._folder, self._when_saved = store, folder, when_saved
+        self._kept: list[Result] = []
+        self._kept_bytes = 0
+        self._has_work = asyncio.Event()
+        self.problem = ""
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether no more should be scored for now: the outcomes do not get away."""
+        return bool(self.problem) or (
+            self._kept_bytes > _MOST_KEPT_BYTES or len(self._kept) > _MOST_KEPT_RESULTS
+        )
+
+    def take(self, result: Result) -> None:
+        """Have an outcome stored soon."""
+        self._kept.append(result)
+        self._kept_bytes += len(result[2])
+        self._has_work.set()
+
+    def drop(self, number: int) -> None:
+        """Forget the outcomes of an execution that is being deleted."""
+        self._kept = [result for result in self._kept if result[0] != number]
+        self._kept_bytes = sum(len(result[2]) for result in self._kept)
+
+    def report_full_disk(self) -> None:
+        """An artifact could not be stored: nothing more until there is space."""
+        self.problem = DISK_FULL
+        self._has_work.set()
+
+    async def run(self) -> None:
+        """Store what comes, for ever."""
+        while True:
+            await self._has_work.wait()
+            if len(self._kept) < _FLUSH_RESULTS:
+                await asyncio.sleep(_FLUSH_SECONDS)
+            self._has_work.clear()
+            try:
+                saved = await self.save()
+                self._check_space()
+            except Exception as error:
+                if not isinstance(error, StorageError):
+                    log.exception("outcomes cannot be stored")
+                self.problem = str(error) or type(error).__name__
+                await asyncio.sleep(_RETRY_SECONDS)
+                self._has_work.set()
+                continue
+            self.problem = ""
+            self._when_saved(saved)
+
+    async def save(self) -> set[int]:
+        """Store what there is; returns the numbers of its executions.
+
+        :raises StorageError: nothing was stored, all is kept
+        """
+        results, self._kept = self._kept, []
+        self._kept_bytes = 0
+        if not results:
+            return set()
+        try:
+            await self._store.write(self._store.add_results, results)
+        except BaseException:
+            self._kept[:0] = results
+            self._kept_bytes = sum(len(result[2]) for result in self._kept)
+            raise
+        return {result[0] for result in results} - {result[0] for result in self._kept}
+
+    def _check_space(self) -> None:
+        if self.problem != DISK_FULL:
+            return
+        if shutil.disk_usage(self._folder).free < LEAST_FREE_BYTES:
+            raise StorageError(DISK_FULL, is_full=True)

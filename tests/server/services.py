@@ -1,0 +1,154 @@
+"""Services that behave, and services that do not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from airflow_mlbatch.server import service
+
+NUMBER = {"x": float}
+
+
+@service("double", "1", inputs=NUMBER, outputs={"y": float})
+def double(x: float | None) -> float | None:
+    """Twice the number."""
+    return None if x is None else 2 * x
+
+
+@service("my service/β", "v 1?", inputs=NUMBER, outputs={"y": float}, artifacts=["täble 1.csv"])
+def strange_name(x: float) -> float:
+    """A name that has to be quoted."""
+    Path("täble 1.csv").write_text(f"{x}\n")
+    return x
+
+
+@service(
+    "types",
+    "1",
+    inputs={
+        "a": bool,
+        "b": int,
+        "c": float,
+        "d": str,
+        "e": list,
+        "f": "matrix",
+        "g": "data.frame",
+    },
+    outputs={
+        "a": "logical",
+        "b": "integer",
+        "c": "numeric",
+        "d": "character",
+        "e": "vector",
+        "f": "matrix",
+        "g": dict,
+        "kinds": str,
+    },
+)
+def types(**inputs: Any) -> dict[str, Any]:
+    """Everything back, and what it was in Python."""
+    kinds = " ".join(type(value).__name__ for value in inputs.values())
+    return {**inputs, "kinds": kinds}
+
+
+@service("numpy", "1", inputs={"n": int}, outputs={"mean": float, "table": "data.frame"})
+def numpy_values(n: int) -> dict[str, Any]:
+    """NumPy and pandas values, as a model returns them."""
+    import numpy
+    import pandas
+
+    values = numpy.arange(n, dtype="float32")
+    return {"mean": values.mean(), "table": pandas.DataFrame({"v": values, "w": values > 0})}
+
+
+@service("sleep", "1", inputs={"seconds": float}, outputs={"seconds": float})
+def sleep(seconds: float) -> float:
+    """Takes its time."""
+    time.sleep(seconds)
+    return seconds
+
+
+def _print() -> None:
+    print("first line")
+    print("zwölf €", end="")
+
+
+def _raise() -> None:
+    raise ValueError("no such car")
+
+
+def _fork_and_exit() -> None:
+    # The child holds the worker's line to the server open.
+    if os.fork() == 0:
+        time.sleep(600)
+    os._exit(4)
+
+
+def _leave_files() -> None:
+    Path("kept.txt").write_text("kept")
+    Path("dropped.txt").write_text("dropped")
+    Path("b.txt").symlink_to("/etc/hostname")
+
+
+MOODS: dict[str, Callable[[], Any]] = {
+    "print": _print,
+    "print much": lambda: print("x" * 1_000_000),
+    "stdout": lambda: print("not the ready line", file=sys.__stdout__, flush=True),
+    "raise": _raise,
+    "sys.exit": lambda: sys.exit("enough"),
+    "os._exit": lambda: os._exit(3),
+    "segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    "fork and exit": _fork_and_exit,
+    "hang": lambda: time.sleep(600),
+    "undeclared": lambda: {"answer": "yes", "more": "no"},
+    "missing": dict,
+    "misfit": lambda: 7,
+    "files": _leave_files,
+    "litter": lambda: str(Path("litter.txt").write_text("x")),
+    "list folder": lambda: ",".join(sorted(os.listdir())),
+    "chdir": lambda: os.chdir("/"),
+    "remove folder": lambda: shutil.rmtree(os.getcwd()),
+    "pid": lambda: str(os.getpid()),
+    "environment": lambda: " ".join(name for name in os.environ if "PASSWORD" in name),
+}
+
+
+@service(
+    "moody", "1", inputs={"mood": str}, outputs={"answer": str}, artifacts=["kept.txt", "b.txt"]
+)
+def moody(mood: str) -> Any:
+    """Does what it is told, which is seldom good."""
+    return MOODS[mood]()
+
+
+@service("count", "1", inputs={"n": int}, outputs={"n": int}, artifacts=["n.txt"])
+def count(n: int) -> int:
+    """Leaves a trace of each run beside the data, so that a test can see what was run how often."""
+    with open(os.environ["COUNT_FILE"], "a") as file:
+        file.write(f"{n}\n")
+    if n % 100 == 0:
+        Path("n.txt").write_text(str(n))
+    time.sleep(0.0005)
+    return n
+
+
+leaked: list[bytearray] = []
+
+
+@service("leak", "1", inputs={"mib": int}, outputs={"pid": int})
+def leak(mib: int) -> int:
+    """Never forgets."""
+    leaked.append(bytearray(os.urandom(1024) * 1024 * mib))
+    return os.getpid()
+
+
+@service("no outputs", "1", inputs={}, outputs={})
+def no_outputs() -> None:
+    """Nothing in, nothing out."""

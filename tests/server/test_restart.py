@@ -1,0 +1,110 @@
+"""A server that stops in the middle of its work, and the next one on its folder."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.server.api import Api, log_in
+from tests.server.conftest import SERVICES
+from tests.server_process import running_server
+
+RECORDS = 2_000
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_batch_goes_on_where_it_was(tmp_path: Path, number: signal.Signals) -> None:
+    trace = tmp_path / "trace.txt"
+    with running_server(
+        "--services", SERVICES, data_dir=tmp_path / "data", env={"COUNT_FILE": str(trace)}
+    ) as server:
+        token = log_in(server.url)["access_token"]
+        api = Api(server.url, token)
+        path = api.start("count", [{"n": n} for n in range(RECORDS)])
+        seen = 0
+        for limit in (300, 900):
+            while seen < limit:
+                time.sleep(0.01)
+                seen = api.batch(path, partial=False)["completedItemCount"]
+            family = psutil.Process(server.pid).children(recursive=True)
+            server.kill() if number == signal.SIGKILL else server.stop()
+            psutil.wait_procs(family, timeout=30)
+            assert not any(process.is_running() for process in family)
+            server.start()
+            found = api.batch(path)  # with the token of the first server
+            assert found["completedItemCount"] >= seen
+        results = api.wait(path)
+        assert [item["outputParameters"] for item in results] == [{"n": n} for n in range(RECORDS)]
+        runs = Counter(int(line) for line in trace.read_text().split())
+        assert set(runs) == set(range(RECORDS))
+        if number == signal.SIGTERM:
+            # Asked politely it stores what it has: no record is run twice.
+            assert max(runs.values()) == 1
+        for index in (0, 1900):
+            assert api.get(f"{path}/{index}/files/n.txt").text == str(index)
+
+
+def test_complete_batches_survive(tmp_path: Path) -> None:
+    with running_server("--demo", "--workers", "1", data_dir=tmp_path / "data") as server:
+        api = Api(server.url)
+        path = api.start("TxService", [{"hp": 120, "wt": 2.8}], "1.0")
+        results = api.wait(path)
+        table = api.get(f"{path}/0/files/answer.csv").content
+        server.restart()
+        assert api.wait(path) == results
+        assert api.get(f"{path}/0/files/answer.csv").content == table
+
+
+def test_a_batch_whose_service_is_gone_fails_and_says_why(tmp_path: Path) -> None:
+    with running_server(
+        "--services", SERVICES, "--workers", "1", data_dir=tmp_path / "data"
+    ) as server:
+        path = Api(server.url).start("sleep", [{"seconds": 0}, {"seconds": 60}])
+        while Api(server.url).batch(path)["completedItemCount"] == 0:
+            time.sleep(0.01)
+        server.kill()
+    with running_server("--demo", "--workers", "1", data_dir=tmp_path / "data") as server:
+        api = Api(server.url)
+        found = api.batch(path)
+        assert found["state"] == "failed"
+        first, second = found["batchExecutionResults"]
+        assert first["success"] is True
+        assert second["success"] is False
+        assert second["errorMessage"] == (
+            "service 'sleep' version '1' is no longer published on this server"
+        )
+        assert api.delete(path).status_code == 200
+        assert api.get(path).json()["message"] == "Web service not found"
+
+
+def test_workers_do_not_outlive_a_killed_server() -> None:
+    with running_server("--services", SERVICES) as server:
+        api = Api(server.url)
+        path = api.start("moody", [{"mood": "hang"}] * 4)
+        while api.batch(path)["state"] != "inProgress":
+            time.sleep(0.01)
+        family = psutil.Process(server.pid).children(recursive=True)
+        assert family
+        server.kill()
+        _, alive = psutil.wait_procs(family, timeout=30)
+        assert not alive
+
+
+def test_what_a_killed_server_has_left_lying_about_is_removed(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with running_server("--demo", "--workers", "1", data_dir=data) as server:
+        server.kill()
+        for litter in ("work/worker-1/1", "executions/unknown/0", "trash/old/0"):
+            (data / litter).mkdir(parents=True)
+        server.start()
+        assert not (data / "work" / "worker-1").exists()
+        assert not (data / "executions" / "unknown").exists()
+        deadline = time.monotonic() + 30
+        while any((data / "trash").iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not any((data / "trash").iterdir())

@@ -1,0 +1,106 @@
+"""Many clients, a full disk, executions that share the workers."""
+
+from __future__ import annotations
+
+import resource
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.server.api import Api, log_in
+from tests.server.conftest import SERVICES
+from tests.server_process import RunningServer, running_server
+
+
+def test_many_clients_at_once(server: RunningServer) -> None:
+    token = log_in(server.url)["access_token"]
+    ready = threading.Barrier(200)
+
+    def client(number: int) -> list[float]:
+        api = Api(server.url, token)
+        ready.wait(60)
+        results = api.score("double", [{"x": number}, {"x": number + 0.5}])
+        return [item["outputParameters"]["y"] for item in results]
+
+    with ThreadPoolExecutor(200) as clients:
+        found = list(clients.map(client, range(200)))
+    assert found == [[2.0 * number, 2.0 * number + 1] for number in range(200)]
+
+
+def test_a_small_batch_does_not_wait_for_a_large_one(api: Api) -> None:
+    large = api.start("sleep", [{"seconds": 0.01}] * 4000)
+    results = api.score("double", [{"x": 1}] * 3)
+    assert len(results) == 3
+    assert api.consume("double", x=1)["success"] is True
+    found = api.batch(large)
+    assert found["completedItemCount"] < 2000
+    api.delete(large)
+
+
+def test_deleting_a_batch_leaves_the_others_alone(api: Api) -> None:
+    doomed = api.start("sleep", [{"seconds": 600}] * 4)
+    kept = api.start("sleep", [{"seconds": 0.01}] * 50)
+    assert api.delete(doomed).status_code == 200
+    results = api.wait(kept)
+    assert all(item["success"] for item in results)
+    assert api.get(doomed).status_code == 404
+
+
+def test_polls_of_a_running_batch_never_go_back(api: Api) -> None:
+    path = api.start("sleep", [{"seconds": 0.002}] * 300)
+    states, counts = [], []
+    while not states or states[-1] != "complete":
+        found = api.batch(path)
+        states.append(found["state"])
+        counts.append(found["completedItemCount"])
+        assert len(found["batchExecutionResults"]) <= found["completedItemCount"]
+    order = ["pending", "ready", "inProgress", "complete"]
+    assert [order.index(state) for state in states] == sorted(map(order.index, states))
+    assert counts == sorted(counts)
+    assert counts[-1] == 300
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs prlimit, which is Linux's")
+def test_a_disk_that_takes_nothing_more_and_then_does(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with running_server("--services", SERVICES, "--workers", "1", data_dir=data) as server:
+        api = Api(server.url)
+        path = api.start("sleep", [{"seconds": 0.005}] * 400)
+        while api.batch(path)["completedItemCount"] == 0:
+            time.sleep(0.01)
+        # From here on the server can write no file beyond the size that its log has now.
+        size = (data / "mlbatch.sqlite-wal").stat().st_size
+        _, hard = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (size, hard))
+
+        def status() -> str:
+            return str(api.get("/status").json()["components"]["database"]["statusCode"])
+
+        while status() != "fail":
+            time.sleep(0.01)
+        refused = api.post("/api/double/1/batch", [{"x": 1}] * 5000)
+        assert refused.status_code in (500, 507)
+        assert refused.json()["message"].startswith("storage: ")
+        assert api.batch(path)["state"] == "inProgress"
+
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (hard, hard))
+        results = api.wait(path)
+        assert all(item["success"] for item in results)
+        assert status() == "pass"
+        assert api.score("double", [{"x": 1}])[0]["success"] is True
+
+
+def test_a_client_that_leaves_in_the_middle_harms_nobody(api: Api) -> None:
+    path = api.start("double", [{"x": n} for n in range(5000)])
+    api.wait(path)
+    for _ in range(20):
+        with requests.get(
+            api.url + path, headers=dict(api.session.headers), stream=True, timeout=60
+        ) as reply:
+            next(reply.iter_content(100))
+    assert api.get("/status").json()["statusCode"] == "pass"
+    assert len(api.batch(path)["batchExecutionResults"]) == 5000
