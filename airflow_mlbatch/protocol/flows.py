@@ -575,7 +575,9 @@ class Flows:
 
     def _followed(self, request: Send) -> Flow[Reply | Lost]:
         """One request and the redirects it meets; the token stays with the host it was made for."""
-        for _ in range(_MAX_REDIRECTS):
+        asked = _named(request)
+        # One request and one for each redirect: the last answer may be a redirect no more.
+        for _ in range(_MAX_REDIRECTS + 1):
             try:
                 answer: Reply | Lost = yield request
             except ContractError as error:
@@ -589,14 +591,14 @@ class Flows:
             is_ours = _origin(target) == _origin(self._endpoint)
             if request.route.method != "GET" and not (is_ours and answer.status in (307, 308)):
                 raise ContractError(
-                    f"{_named(request)}: the server redirects to {_without_query(target)}, "
+                    f"{asked}: the server redirects to {_without_query(target)}, "
                     "and only reading requests are sent on; set the connection to the final address"
                 )
             headers = dict(request.headers)
             if not is_ours:
                 headers.pop("authorization", None)
             request = replace(request, target=target, headers=headers)
-        raise ContractError(f"{_named(request)}: more than {_MAX_REDIRECTS} redirects")
+        raise ContractError(f"{asked}: more than {_MAX_REDIRECTS} redirects")
 
     def _redirected(self, request: Send, answer: Reply) -> str:
         """The absolute address that a redirect names, quoted as far as its server forgot to."""

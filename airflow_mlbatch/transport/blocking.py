@@ -132,10 +132,10 @@ class BlockingDriver:
         prepared.url = url  # quoted already; requests would quote it once more in its own way
         longest = math.inf if send.seconds is None else send.seconds
         proxy = proxy_for(url)
-        return self._session.send(
+        # Not the session's send(): it reads the whole body of a redirect, also when told not to follow.
+        return self._session.get_adapter(url).send(
             prepared,
             timeout=(min(endpoint.connect_timeout, longest), min(endpoint.read_timeout, longest)),
-            allow_redirects=False,
             stream=True,
             verify=endpoint.verify is not False,
             proxies={"http": proxy, "https": proxy} if proxy else {},

@@ -67,7 +67,9 @@ def _words_of_the_system(cause: BaseException) -> str | None:
     if isinstance(cause, socket.gaierror):
         return "the host name is not known"
     if isinstance(cause, ssl.SSLError):
-        return f"TLS failed ({getattr(cause, 'verify_message', '') or cause.reason or cause})"
+        # aiohttp's own errors count as this one, too, but only the one inside them has a reason.
+        reason = getattr(cause, "verify_message", "") or getattr(cause, "reason", None)
+        return f"TLS failed ({reason})" if isinstance(reason, str) else None
     # http.client's RemoteDisconnected counts as a reset, but nothing was reset.
     if isinstance(cause, ConnectionResetError) and not isinstance(cause, RemoteDisconnected):
         return "connection reset"

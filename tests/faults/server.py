@@ -101,10 +101,13 @@ class FaultServer:
 
     :param script: what to do for each request
     :param tls: wraps each line
+    :param patience: seconds to wait for the next bytes of a request
     """
 
-    def __init__(self, script: Script, tls: ssl.SSLContext | None = None) -> None:
-        self._script, self._tls = script, tls
+    def __init__(
+        self, script: Script, tls: ssl.SSLContext | None = None, patience: float = 5.0
+    ) -> None:
+        self._script, self._tls, self._patience = script, tls, patience
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self._is_closing = threading.Event()
         self._lock = threading.Lock()
@@ -148,7 +151,7 @@ class FaultServer:
             thread.start()
 
     def _serve(self, line: socket.socket, number: int) -> None:
-        line.settimeout(5)
+        line.settimeout(self._patience)
         try:
             if self._tls is not None:
                 line = self._tls.wrap_socket(line, server_side=True)
@@ -158,7 +161,8 @@ class FaultServer:
                         self.requests.append(request)
                     if not self._perform(line, self._script(request)):
                         return
-        except OSError:
+        except (OSError, ValueError):
+            # Gone, silent, or no HTTP at all: a client that does not trust us, for one.
             line.close()
 
     def _read(self, reader: Any, number: int) -> Request | None:
