@@ -7,6 +7,7 @@ connections for as long as one of them needs it; the last one to leave closes th
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -63,16 +64,18 @@ async def acquire_session(conn_id: str) -> AsyncSession:
     """
     from airflow.providers.common.compat.connection import get_async_connection
 
-    from airflow_mlbatch.transport.nonblocking import NonblockingDriver
-
     connection = await get_async_connection(conn_id)
     settings = read_settings(connection, await _extra_of(connection))
+    # The first import of aiohttp takes a tenth of a second: not on the loop.
+    transport = await asyncio.to_thread(
+        importlib.import_module, "airflow_mlbatch.transport.nonblocking"
+    )
     key = (asyncio.get_running_loop(), settings)
     # No await between look-up and entry: two triggers that start together share what the first made.
     session = _sessions.get(key)
     if session is None:
         flows = Flows(settings.credentials, settings.endpoint.url, Policy())
-        driver = NonblockingDriver(settings.endpoint, conceal=_conceal)
+        driver = transport.NonblockingDriver(settings.endpoint, conceal=_conceal)
         session = _sessions[key] = AsyncSession(key, flows, driver)
     return session.share()
 

@@ -7,10 +7,13 @@ host                 a name, or a whole URL with an optional path prefix
 schema               ``http`` (default) or ``https``; not needed where the host is a URL
 port                 12800 unless given; a URL brings its own
 login, password      for the login; with ``auth: token`` the password is a ready bearer token
-extra ``auth``       ``password`` (default) or ``token``
+extra ``auth``       ``password`` (default), ``token`` or ``entra`` (Microsoft Entra ID)
 extra ``verify``     ``true`` (default), ``false``, or the path of a CA bundle
 extra ``client_cert``  path of a client certificate (PEM), ``client_key`` of its key
 extra ``connect_timeout``, ``read_timeout``  seconds
+extra ``resource``, ``tenant_id``, ``client_id``, ``client_secret``, ``authority``  for ``entra``;
+                     id and secret may also stand in login and password; without a secret it is a
+                     workload or managed identity. ``audience`` is another name for ``resource``
 ==================== ================================================================================
 """
 
@@ -23,6 +26,7 @@ from urllib.parse import urlsplit
 
 from airflow_mlbatch.errors import ConnectionConfigError
 from airflow_mlbatch.protocol.flows import Credentials
+from airflow_mlbatch.protocol.messages import EntraSource
 from airflow_mlbatch.transport.endpoint import Endpoint
 
 if TYPE_CHECKING:
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_PORT", "Settings", "read_settings"]
 
 DEFAULT_PORT = 12800
-_AUTHS = ("password", "token")
+_AUTHS = ("password", "token", "entra")
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ def _credentials(connection: Connection, extra: Mapping[str, Any]) -> Credential
     auth = str(extra.get("auth") or "password").casefold()
     if auth not in _AUTHS:
         raise ConnectionConfigError(f"auth: found {auth!r}, expected one of {', '.join(_AUTHS)}")
+    if auth == "entra":
+        return Credentials(entra=_entra(connection, extra))
     if not connection.password:
         wanted = "a bearer token" if auth == "token" else "the password of the login"
         raise ConnectionConfigError(f"password: found nothing, expected {wanted}")
@@ -100,6 +106,24 @@ def _credentials(connection: Connection, extra: Mapping[str, Any]) -> Credential
     if not connection.login:
         raise ConnectionConfigError("login: found nothing, expected the name of the user")
     return Credentials(connection.login, connection.password)
+
+
+def _entra(connection: Connection, extra: Mapping[str, Any]) -> EntraSource:
+    resource = _text(extra, "resource") or _text(extra, "audience")
+    if resource is None:
+        raise ConnectionConfigError("resource: found nothing, expected the server's application id")
+    source = EntraSource(
+        resource=resource,
+        tenant_id=_text(extra, "tenant_id") or "",
+        client_id=_text(extra, "client_id") or connection.login or "",
+        client_secret=_text(extra, "client_secret") or connection.password or "",
+        authority=_text(extra, "authority"),
+    )
+    if source.client_secret:
+        for field in ("tenant_id", "client_id"):
+            if not getattr(source, field):
+                raise ConnectionConfigError(f"{field}: found nothing, expected it beside a secret")
+    return source
 
 
 def _verify(value: Any) -> bool | str:

@@ -53,7 +53,9 @@ from airflow_mlbatch.protocol.documents import (
 from airflow_mlbatch.protocol.messages import (
     MIB,
     Conceal,
+    EntraSource,
     Exclusive,
+    FetchToken,
     Flow,
     Lost,
     Now,
@@ -120,11 +122,13 @@ class Credentials:
     :param username: for the login
     :param password: for the login
     :param token: a ready bearer token, used as it is instead of a login
+    :param entra: where to get a token instead of a login
     """
 
     username: str = ""
     password: str = field(default="", repr=False)
     token: str | None = field(default=None, repr=False)
+    entra: EntraSource | None = None
 
 
 @dataclass(frozen=True)
@@ -477,6 +481,8 @@ class Flows:
             raise AuthenticationError(
                 "the server does not accept the token in the connection's password field", 401
             )
+        if self._credentials.entra is not None:
+            return (yield from self._kept((yield FetchToken(self._credentials.entra))))
         if self._tokens is not None and self._tokens.refresh_token is not None:
             token = yield from self._by_refresh_token(self._tokens.refresh_token)
             if token is not None:
@@ -492,20 +498,19 @@ class Flows:
                 f"the server refused the login of user {self._credentials.username!r}: {error}",
                 error.status,
             ) from None
-        return (yield from self._kept(reply))
+        return (yield from self._kept(read_tokens(reply.body, (yield Now()))))
 
     def _by_refresh_token(self, refresh_token: str) -> Flow[str | None]:
         body = msgspec.json.encode({"refreshToken": refresh_token})
         try:
             reply = yield from self._without_token(routes.RENEW, body=body)
-            return (yield from self._kept(reply))
+            return (yield from self._kept(read_tokens(reply.body, (yield Now()))))
         except (AnswerError, LineError, ContractError):
             # Dead, revoked, too old, or killed by a renewal whose reply was lost: log in instead.
             return None
 
-    def _kept(self, reply: Reply) -> Flow[str]:
+    def _kept(self, tokens: Tokens) -> Flow[str]:
         now = yield Now()
-        tokens = read_tokens(reply.body, now)
         if tokens.expires_at is not None:
             ahead = min(_RENEW_AHEAD, max(tokens.expires_at - now, 0.0) / 10)
             tokens = replace(tokens, expires_at=tokens.expires_at - ahead)

@@ -12,6 +12,7 @@ message         what the driver does                                 what it sen
 ``Exclusive``   runs another flow while it holds the session's lock  that flow's value
 ``Report``      hands a status to whoever watches                    ``None``
 ``Conceal``     tells the log masker about a secret                  ``None``
+``FetchToken``  asks an identity provider for a token                ``Tokens``
 =============== ==================================================== ============================
 
 What ``Exclusive``'s flow raises is thrown into the flow that asked.
@@ -27,7 +28,9 @@ from airflow_mlbatch.protocol.routes import Route
 
 __all__ = [
     "Conceal",
+    "EntraSource",
     "Exclusive",
+    "FetchToken",
     "Flow",
     "Lost",
     "Message",
@@ -142,5 +145,36 @@ class Conceal:
     secret: str = field(repr=False)
 
 
-Message: TypeAlias = Send | Wait | Now | Exclusive | Report | Conceal
+@dataclass(frozen=True)
+class EntraSource:
+    """How to get a token from Microsoft Entra ID.
+
+    :param resource: whom the token is for: the server's application id or its URI (the vendor's
+        client calls it audience)
+    :param tenant_id: the directory
+    :param client_id: the application, or the identity that a machine has
+    :param client_secret: the application's secret; without one it is a workload or managed identity
+    :param authority: the address of the identity provider; ``None`` for the public cloud's
+    """
+
+    resource: str
+    tenant_id: str = ""
+    client_id: str = ""
+    client_secret: str = field(default="", repr=False)
+    authority: str | None = None
+
+    @property
+    def scope(self) -> str:
+        """The resource as the protocol of today spells it."""
+        return self.resource.rstrip("/") + "/.default"
+
+
+@dataclass(frozen=True)
+class FetchToken:
+    """Ask an identity provider for a token."""
+
+    source: EntraSource
+
+
+Message: TypeAlias = Send | Wait | Now | Exclusive | Report | Conceal | FetchToken
 Flow: TypeAlias = Generator[Message, Any, T]

@@ -18,6 +18,7 @@ from airflow_mlbatch.errors import MLBatchError
 from airflow_mlbatch.protocol.messages import (
     Conceal,
     Exclusive,
+    FetchToken,
     Flow,
     Lost,
     Message,
@@ -29,6 +30,7 @@ from airflow_mlbatch.protocol.messages import (
 )
 from airflow_mlbatch.protocol.receive import ACCEPT_ENCODING, Receiver
 from airflow_mlbatch.transport.endpoint import CHUNK, Endpoint, proxy_for
+from airflow_mlbatch.transport.entra import fetch_token
 from airflow_mlbatch.transport.lost import as_lost, causes
 
 __all__ = ["BlockingDriver"]
@@ -96,6 +98,8 @@ class BlockingDriver:
                 return self.run(step.flow, on_report)
         if isinstance(step, Conceal):
             return self._conceal(step.secret)
+        if isinstance(step, FetchToken):
+            return fetch_token(step.source, self._endpoint.verify)
         return on_report(step) if on_report else None
 
     def _send(self, send: Send) -> Reply | Lost:

@@ -15,6 +15,7 @@ from airflow_mlbatch.errors import MLBatchError
 from airflow_mlbatch.protocol.messages import (
     Conceal,
     Exclusive,
+    FetchToken,
     Flow,
     Lost,
     Message,
@@ -26,6 +27,7 @@ from airflow_mlbatch.protocol.messages import (
 )
 from airflow_mlbatch.protocol.receive import ACCEPT_ENCODING, Receiver
 from airflow_mlbatch.transport.endpoint import CHUNK, Endpoint, proxy_for
+from airflow_mlbatch.transport.entra import fetch_token_async
 from airflow_mlbatch.transport.lost import as_lost
 
 __all__ = ["NonblockingDriver"]
@@ -92,6 +94,8 @@ class NonblockingDriver:
                 return await self.run(step.flow, on_report)
         if isinstance(step, Conceal):
             return await self._conceal(step.secret)
+        if isinstance(step, FetchToken):
+            return await fetch_token_async(step.source, self._endpoint.verify)
         return on_report(step) if on_report else None
 
     async def _send(self, send: Send) -> Reply | Lost:

@@ -1,0 +1,121 @@
+"""Tokens from Microsoft Entra ID, through azure-identity (the extra ``entra``).
+
+With a client secret the application authenticates itself; without one it is a workload identity
+(Kubernetes) or a managed identity (a machine in Azure) that does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from types import ModuleType
+from typing import Any
+
+from airflow_mlbatch.errors import (
+    AuthenticationError,
+    ConnectionConfigError,
+    ConnectionLostError,
+    MLBatchError,
+)
+from airflow_mlbatch.protocol.documents import Tokens
+from airflow_mlbatch.protocol.messages import EntraSource
+from airflow_mlbatch.transport.lost import causes
+
+__all__ = ["fetch_token", "fetch_token_async"]
+
+
+# azure-identity repeats by itself; its own default keeps a task waiting for minutes.
+_REPEATS = 2
+
+
+def fetch_token(source: EntraSource, verify: bool | str) -> Tokens:
+    """Ask for a token.
+
+    :param verify: whether to check the certificate of the authority, or the path of a CA bundle
+    :raises AuthenticationError: the authority refused
+    :raises ConnectionLostError: it could not be reached
+    :raises ConnectionConfigError: azure-identity is not installed, or a setting makes no sense
+    """
+    try:
+        import azure.identity
+    except ImportError:
+        raise _not_installed() from None
+    try:
+        with _credential(azure.identity, source, verify) as credential:
+            return _tokens(credential.get_token(source.scope))
+    except Exception as error:
+        raise _judged(error, source) from None
+
+
+async def fetch_token_async(source: EntraSource, verify: bool | str) -> Tokens:
+    """:func:`fetch_token` on an event loop."""
+    try:
+        # Importing it takes a good part of a second: not on the loop.
+        identity = await asyncio.to_thread(importlib.import_module, "azure.identity.aio")
+    except ImportError:
+        raise _not_installed() from None
+    try:
+        async with _credential(identity, source, verify) as credential:
+            return _tokens(await credential.get_token(source.scope))
+    except Exception as error:
+        raise _judged(error, source) from None
+
+
+def _credential(identity: ModuleType, source: EntraSource, verify: bool | str) -> Any:
+    """The same names in the synchronous and the asynchronous module of azure-identity."""
+    settings: dict[str, Any] = {"connection_verify": verify, "retry_total": _REPEATS}
+    if source.authority:
+        settings["authority"] = source.authority
+        # An authority of one's own is not in the public list of known ones.
+        settings["disable_instance_discovery"] = True
+    if source.client_secret:
+        return identity.ClientSecretCredential(
+            source.tenant_id, source.client_id, source.client_secret, **settings
+        )
+    if source.client_id:
+        settings["managed_identity_client_id"] = source.client_id
+        settings["workload_identity_client_id"] = source.client_id
+    if source.tenant_id:
+        settings["workload_identity_tenant_id"] = source.tenant_id
+    return identity.DefaultAzureCredential(
+        exclude_environment_credential=True,
+        exclude_developer_cli_credential=True,
+        exclude_cli_credential=True,
+        exclude_powershell_credential=True,
+        exclude_visual_studio_code_credential=True,
+        exclude_shared_token_cache_credential=True,
+        exclude_interactive_browser_credential=True,
+        exclude_broker_credential=True,
+        **settings,
+    )
+
+
+def _tokens(token: Any) -> Tokens:
+    return Tokens(str(token.token), None, float(token.expires_on))
+
+
+def _not_installed() -> ConnectionConfigError:
+    return ConnectionConfigError(
+        "auth: found 'entra', but azure-identity is not installed; install airflow-mlbatch[entra]"
+    )
+
+
+def _judged(error: Exception, source: EntraSource) -> MLBatchError:
+    from azure.core.exceptions import (
+        ClientAuthenticationError,
+        ServiceRequestError,
+        ServiceResponseError,
+    )
+
+    words = " ".join(str(error).split())[:500]
+    if source.client_secret:
+        words = words.replace(source.client_secret, "***")
+    # azure-identity dresses a lost line up as a failed authentication.
+    lost = (ServiceRequestError, ServiceResponseError)
+    if any(isinstance(cause, lost) for cause in causes(error)):
+        return ConnectionLostError(f"Entra ID cannot be reached: {words}")
+    if isinstance(error, ClientAuthenticationError):
+        return AuthenticationError(f"Entra ID gave no token for {source.scope}: {words}", 401)
+    if isinstance(error, ValueError):
+        return ConnectionConfigError(f"tenant_id, authority: {words}")
+    return ConnectionLostError(f"Entra ID: {type(error).__name__}: {words}")
