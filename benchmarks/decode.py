@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from airflow_mlbatch.protocol.services import Parameter
-from benchmarks.lines import MIB, Benchmark, Line, Say, at_most, mib, ratio, seconds
+from benchmarks.lines import MB, Benchmark, Line, Say, at_most, mb, ratio, seconds
 from benchmarks.pieces import Stopwatch, best, run
 
 OUTPUTS = (Parameter("answer", "numeric"),)
 ROWS = 1_000_000
 _PIECE = 64 * 1024
 _LEAST = 8
-_MOST_BYTES = 600 * MIB
+_MOST_BYTES = 600 * MB
 
 
 def make_document(path: str, rows: int) -> dict[str, Any]:
@@ -128,15 +128,15 @@ def _run(say: Say) -> list[Line]:
     with tempfile.TemporaryDirectory(prefix="mlbatch-bench-") as folder:
         path = str(Path(folder, "batch.json"))
         made = run(make_document, path=path, rows=ROWS)
-        say(f"a document of {mib(made['bytes'])}")
+        say(f"a document of {mb(made['bytes'])}")
         decoded = best(3, ours, path=path, target=str(Path(folder, "ours.parquet")))
-        say(f"blocks to Parquet: {seconds(decoded['seconds'])}, {mib(decoded['peak_bytes'])}")
+        say(f"blocks to Parquet: {seconds(decoded['seconds'])}, {mb(decoded['peak_bytes'])}")
         baseline = best(2, by_hand, path=path, target=str(Path(folder, "by-hand.parquet")))
-        say(f"json.loads: {seconds(baseline['seconds'])}, {mib(baseline['peak_bytes'])}")
+        say(f"json.loads: {seconds(baseline['seconds'])}, {mb(baseline['peak_bytes'])}")
     assert decoded["rows"] == baseline["rows"] == ROWS
     assert decoded["last"] == baseline["last"] == ROWS - 1
     assert abs(decoded["sum"] - baseline["sum"]) < 1e-6 * ROWS
-    what = f"decode {ROWS:,} results ({mib(made['bytes'])}) to Parquet"
+    what = f"decode {ROWS:,} results ({mb(made['bytes'])}) to Parquet"
     return [
         ratio(
             what,
@@ -151,8 +151,8 @@ def _run(say: Say) -> list[Line]:
             f"{what}: memory at the peak",
             decoded["peak_bytes"],
             _MOST_BYTES,
-            mib,
-            f"of the process; {mib(baseline['peak_bytes'])} with `json.loads`",
+            mb,
+            f"of the process; {mb(baseline['peak_bytes'])} with `json.loads`",
         ),
     ]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from airflow_mlbatch.protocol.services import Parameter
-from benchmarks.lines import Benchmark, Line, Say, mib, ratio, seconds
+from benchmarks.lines import Benchmark, Line, Say, mb, ratio, seconds
 from benchmarks.pieces import Stopwatch, best
 
 INPUTS = (Parameter("hp", "numeric"), Parameter("wt", "numeric"))
@@ -79,8 +79,8 @@ def _run(say: Say) -> list[Line]:
             theirs=baseline["seconds"],
             least=_LEAST,
             details="against `DataFrame.itertuples`, a dict for each row with each value cast by its "
-            f"declared type, and `json.dumps`; peak {mib(encoded['peak_bytes'])} against "
-            f"{mib(baseline['peak_bytes'])}",
+            f"declared type, and `json.dumps`; peak {mb(encoded['peak_bytes'])} against "
+            f"{mb(baseline['peak_bytes'])}",
         )
     ]
 

@@ -6,9 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-__all__ = ["KIB", "MIB", "Benchmark", "Line", "Say", "at_most", "ratio", "reported"]
+__all__ = [
+    "KIB",
+    "MB",
+    "Benchmark",
+    "Line",
+    "Say",
+    "at_most",
+    "kib",
+    "mb",
+    "ratio",
+    "reported",
+    "seconds",
+]
 
-KIB, MIB = 1024, 1024 * 1024
+KIB, MB = 1024, 1_000_000
 
 # Tells whoever waits how far it is.
 Say: TypeAlias = Callable[[str], None]
@@ -79,9 +91,9 @@ def seconds(value: float) -> str:
     return f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
 
 
-def mib(value: float) -> str:
+def mb(value: float) -> str:
     """A size in memory."""
-    return f"{value / MIB:,.0f} MiB"
+    return f"{value / MB:,.0f} MB"
 
 
 def kib(value: float) -> str:

@@ -46,14 +46,13 @@ def fill(data_dir: str, sizes: list[int]) -> dict[str, Any]:
         return execution.id
 
     async def put_all() -> list[str]:
-        folder = Path(data_dir)
-        folder.mkdir(parents=True)
-        store = Store(folder / "mlbatch.sqlite")
+        store = Store(Path(data_dir, "mlbatch.sqlite"))
         try:
             return [await put(store, size) for size in sizes]
         finally:
             store.close()
 
+    Path(data_dir).mkdir(parents=True)
     return {"ids": asyncio.run(put_all())}
 
 
