@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from airflow_mlbatch.errors import InputError, RecordError
-from airflow_mlbatch.protocol.documents import lower_keys
+from airflow_mlbatch.protocol.documents import NOT_JSON, lower_keys
 from airflow_mlbatch.protocol.values import MAX_SAFE_INTEGER, Misfit, TypeName, from_wire
 
 if TYPE_CHECKING:
     from airflow_mlbatch.protocol.services import Parameter
 
 __all__ = ["RecordReader", "read_login", "read_renewal"]
-
-# No JSON, no text, or brackets nested so deeply that nobody means it.
-_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def read_login(body: bytes) -> tuple[str, str]:
@@ -45,7 +42,7 @@ def read_renewal(body: bytes) -> str:
 def _request(body: bytes, what: str) -> dict[str, Any]:
     try:
         found = msgspec.json.decode(body)
-    except _NOT_JSON as error:
+    except NOT_JSON as error:
         # The body is not shown: it may hold a password.
         raise InputError(f"{what}: expected JSON ({error})") from None
     if not isinstance(found, Mapping):
@@ -84,19 +81,27 @@ class RecordReader:
         self._inputs = inputs
         self._names = [parameter.name for parameter in inputs]
         self._fields = [f"f{position}" for position in range(len(inputs))]
-        self._fast: msgspec.json.Decoder[Any] | None = None
-        if all(parameter.type in _SCALAR_TYPES for parameter in inputs):
+        self._fast = self._scalar_decoder()
+
+    def _scalar_decoder(self) -> msgspec.json.Decoder[Any] | None:
+        if not all(parameter.type in _SCALAR_TYPES for parameter in self._inputs):
+            return None
+        fields = [
+            (field, _SCALAR_TYPES[parameter.type])
+            for field, parameter in zip(self._fields, self._inputs, strict=True)
+        ]
+        try:
             record_class = msgspec.defstruct(
                 "Record",
-                [
-                    (field, _SCALAR_TYPES[parameter.type])
-                    for field, parameter in zip(self._fields, inputs, strict=True)
-                ],
+                fields,
                 rename=dict(zip(self._fields, self._names, strict=True)),
                 forbid_unknown_fields=True,
                 gc=False,
             )
-            self._fast = msgspec.json.Decoder(record_class)
+        except ValueError:
+            # A name with a quote, a backslash or a control character, which the library refuses.
+            return None
+        return msgspec.json.Decoder(record_class)
 
     def split(self, body: bytes) -> list[msgspec.Raw]:
         """Check the body that starts a batch and cut it into its records, each still JSON text.
@@ -106,14 +111,14 @@ class RecordReader:
         """
         try:
             records = _LIST_DECODER.decode(body)
-        except _NOT_JSON as error:
+        except NOT_JSON as error:
             raise InputError(f"body: expected a JSON list of records ({error})") from None
         for index, record in enumerate(records):
             if self._fast is not None:
                 try:
                     self._fast.decode(record)
                     continue
-                except _NOT_JSON:
+                except NOT_JSON:
                     pass
             self._read(record, f"record {index}")
         return records
@@ -128,7 +133,7 @@ class RecordReader:
         if self._fast is not None:
             try:
                 found = self._fast.decode(record)
-            except _NOT_JSON:
+            except NOT_JSON:
                 return self._read(record, where)
             return {
                 name: getattr(found, field)
@@ -139,7 +144,7 @@ class RecordReader:
     def _read(self, record: bytes | msgspec.Raw, where: str) -> dict[str, Any]:
         try:
             found = msgspec.json.decode(record)
-        except _NOT_JSON as error:
+        except NOT_JSON as error:
             raise InputError(f"{where}: expected a JSON object ({error})") from None
         if not isinstance(found, Mapping):
             raise InputError(f"{where}: found {found!r:.80}, expected an object")

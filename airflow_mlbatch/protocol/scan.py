@@ -111,6 +111,8 @@ class BatchScanner:
         return True
 
     def _value(self, is_last: bool) -> bool:
+        # A piece may end between the colon and the value.
+        self._skip_space()
         first = bytes(self._buffer[:1])
         if not first:
             return False

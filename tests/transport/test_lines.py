@@ -214,9 +214,10 @@ def test_a_post_is_not_sent_on(driver: DriverName) -> None:
 
 @both
 def test_a_password_is_not_sent_on(driver: DriverName) -> None:
-    with FaultServer(Play({"POST": [TOKENS], "GET": [TOKENS]})) as other:
-        with FaultServer(Play({"POST": [redirect(f"{other.url}/login", 302)]})) as server:
-            outcome = Talk(server.url).hold(driver, server_status)
+    other = FaultServer(Play({"POST": [TOKENS], "GET": [TOKENS]}))
+    acts = {"POST": [redirect(f"{other.url}/login", 302)]}
+    with other, FaultServer(Play(acts)) as server:
+        outcome = Talk(server.url).hold(driver, server_status)
 
     assert outcome.error is ContractError
     assert other.requests == []
@@ -317,12 +318,12 @@ def test_an_error_of_a_sink_is_not_taken_for_a_lost_line(driver: DriverName) -> 
         def close(self) -> None:
             raise AssertionError("it was never complete")
 
-    with FaultServer(Play({"POST": [TOKENS], "GET": [Answer(200, b"x")]})) as server:
-        with pytest.raises(OSError, match="No space left"):
-            Talk(server.url).hold(
-                driver,
-                lambda flows: flows.get_artifact("s", "1", "id", 0, "f", open_sink=FullDisk),
-            )
+    acts = {"POST": [TOKENS], "GET": [Answer(200, b"x")]}
+    with FaultServer(Play(acts)) as server, pytest.raises(OSError, match="No space left"):
+        Talk(server.url).hold(
+            driver,
+            lambda flows: flows.get_artifact("s", "1", "id", 0, "f", open_sink=FullDisk),
+        )
 
     assert len(server.requests) == 2
 
