@@ -49,7 +49,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="run the scoring server",
         description="Serve Python functions marked with @service over the batch scoring API. The "
         "password of the user comes from MLBATCH_PASSWORD, or is made up and printed once.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_ShowsDefaults,
     )
     serve.set_defaults(run=_serve, command="serve")
     option = serve.add_argument
@@ -74,9 +74,8 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     option(
         "--workers",
         type=_positive,
-        default=_processors(),
         metavar="N",
-        help="worker processes (default: the processors of this machine)",
+        help="worker processes; left out, as many as there are processors",
     )
     option(
         "--max-parallel",
@@ -147,7 +146,7 @@ def _serve(options: argparse.Namespace) -> int:
         port=options.port,
         username=options.username,
         password=password,
-        workers=options.workers,
+        workers=options.workers or _processors(),
         max_parallel=options.max_parallel,
         max_body_bytes=options.max_body_bytes,
         max_records=options.max_records,
@@ -173,7 +172,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="score a table with a real Dag on a real server, and show it",
         description="Start the scoring server, run an example Dag that scores the 32 cars of mtcars, "
         "and print the scored table. Exit code 0 means that all of it is right.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_ShowsDefaults,
     )
     demo.set_defaults(run=_demo, command="demo")
     _add_folder(demo)
@@ -185,7 +184,7 @@ def _add_ui(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="open Airflow with the example Dags and a scoring server behind them",
         description="Start the scoring server and Airflow standalone, with the example Dags and the "
         "connection in place. Ctrl-C ends both.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_ShowsDefaults,
     )
     ui.set_defaults(run=_ui, command="ui")
     _add_folder(ui)
@@ -216,6 +215,15 @@ def _ui(options: argparse.Namespace) -> int:
 def _fail(command: str, message: str) -> NoReturn:
     print(f"mlbatch {command}: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+class _ShowsDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, []):
+            return action.help
+        return super()._get_help_string(action)
 
 
 # --- values of options ---------------------------------------------------------------------------

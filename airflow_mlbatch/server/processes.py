@@ -57,6 +57,7 @@ class Worker:
         self.record_began = 0.0
         self.has_left = False
         self.cause_of_death = ""
+        self._is_found_dead = False
 
     @property
     def pid(self) -> int | None:
@@ -141,8 +142,14 @@ class Worker:
 
         A child that it forked holds its end of the line open: the server would go on listening.
         """
-        if not self._process.is_alive():
-            self._kill_group()
+        if self._process.is_alive():
+            return
+        self._kill_group()
+        if self._is_found_dead:
+            # A child that has left the group, too, is still there: what the worker said before it
+            # died has been read since the last time.
+            self._writer.transport.abort()
+        self._is_found_dead = True
 
     def _kill_group(self) -> None:
         if self._process.pid is not None and hasattr(os, "killpg"):

@@ -94,6 +94,22 @@ def test_a_disk_that_takes_nothing_more_and_then_does(tmp_path: Path) -> None:
         assert api.score("double", [{"x": 1}])[0]["success"] is True
 
 
+def test_services_that_cannot_be_loaded_any_more_and_then_can(tmp_path: Path) -> None:
+    source = tmp_path / "fragile.py"
+    source.write_text(Path(SERVICES).read_text())
+    with running_server("--services", str(source), "--workers", "1") as server:
+        api = Api(server.url)
+        text = source.read_text()
+        source.write_text("raise ValueError('in the middle of an upgrade')")
+        path = api.start("moody", [{"mood": "pid"}, {"mood": "os._exit"}, {"mood": "pid"}])
+        while (found := api.get("/status").json())["statusCode"] != "fail":
+            time.sleep(0.01)
+        assert "in the middle of an upgrade" in found["components"]["workers"]["details"]["problem"]
+        source.write_text(text)
+        assert [item["success"] for item in api.wait(path)] == [True, False, True]
+        assert api.get("/status").json()["statusCode"] == "pass"
+
+
 def test_a_client_that_leaves_in_the_middle_harms_nobody(api: Api) -> None:
     path = api.start("double", [{"x": n} for n in range(5000)])
     api.wait(path)
