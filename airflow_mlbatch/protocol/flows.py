@@ -420,6 +420,7 @@ class Flows:
                 status = yield from self.get_batch_status(
                     service_name, service_version, execution_id
                 )
+                problem = _step_back(execution_id, last, status)
             except (LineError, UnavailableError, ContractError) as error:
                 problems += 1
                 if error.is_permanent or (problems >= self._policy.poll_problems and not is_last):
@@ -427,7 +428,7 @@ class Flows:
                 yield Report(last, str(error))
             else:
                 problems, last = 0, status
-                yield Report(status)
+                yield Report(status, problem)
                 if status.is_terminal:
                     return status
             if is_last:
@@ -677,6 +678,26 @@ def _without(secret: str, text: str) -> str:
         text = text[:start] + _SHOWN_SECRET + text[start + size :]
         start = text.find(head, start + len(_SHOWN_SECRET))
     return text
+
+
+def _step_back(execution_id: str, last: BatchStatus | None, now: BatchStatus) -> str | None:
+    """What is odd about a status after the one before; fewer completed records can be caught up on.
+
+    :raises ContractError: the number of records of a batch never changes: this is not the same batch
+    """
+    if last is None:
+        return None
+    if now.total_item_count != last.total_item_count:
+        raise ContractError(
+            f"execution {execution_id}: found {now.total_item_count:,} records in the batch, "
+            f"expected {last.total_item_count:,} as before"
+        )
+    if now.completed_item_count < last.completed_item_count:
+        return (
+            f"the server went back from {last.completed_item_count:,} completed records to "
+            f"{now.completed_item_count:,}"
+        )
+    return None
 
 
 # Results grow with the batch, and a sink never holds them whole.
