@@ -6,11 +6,12 @@ a journal beside the files, so that a retry fetches only what is missing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 from airflow_mlbatch.datasets import locations
 from airflow_mlbatch.datasets.artifacts import ArtifactNames
 from airflow_mlbatch.datasets.locations import StoragePath
-from airflow_mlbatch.datasets.staging import StagedFile, write_whole
+from airflow_mlbatch.datasets.staging import StagedFile, remove_leftovers, write_whole
 from airflow_mlbatch.errors import ContractError, InputError
 from airflow_mlbatch.protocol.messages import Sink
 
@@ -29,7 +30,6 @@ __all__ = ["ArtifactDownload", "DownloadedFile", "Fetch", "download_files", "in_
 Fetch = Callable[[Callable[[], Sink]], None]
 
 MANIFEST = "manifest.json"
-_JOURNAL = ".mlbatch-artifacts.json"
 _JOURNAL_SECONDS = 5.0
 
 
@@ -63,11 +63,12 @@ def download_files(
     """
     if not dest.is_dir():
         raise InputError(f"dest: found no folder {str(dest)!r}, expected one that exists")
-    names = ArtifactNames("{file_name}")
-    targets = [(name, dest / names.place(0, name)) for name in file_names]
-    for name, target in targets:
-        _fetch_into(target, None, lambda open_sink, name=name: fetch(name, open_sink))  # type: ignore[misc]
-    return [str(target) for _, target in targets]
+    places = ArtifactNames("{file_name}").places(0, file_names)
+    targets = {name: dest / place for name, place in places.items()}
+    for name, target in targets.items():
+        staged = StagedFile(target)
+        _fetch_into(staged, lambda open_sink, name=name: fetch(name, open_sink))  # type: ignore[misc]
+    return [str(targets[name]) for name in file_names]
 
 
 class ArtifactDownload:
@@ -76,26 +77,46 @@ class ArtifactDownload:
     :param dest: a folder, anywhere
     :param template: where a file goes below it, from ``{index}`` and ``{file_name}``
     :param execution_id: whose files they are: what is left of another execution's is fetched anew
+    :param attempt: names this piece of work, the same in each of its tries, so that two may share
+        a destination
     """
 
-    def __init__(self, dest: StoragePath, template: str, execution_id: str) -> None:
+    def __init__(
+        self, dest: StoragePath, template: str, execution_id: str, attempt: str = ""
+    ) -> None:
         self._dest, self._execution_id = dest, execution_id
+        self._attempt = f"{attempt}/{execution_id}"
+        mark = hashlib.sha256(self._attempt.encode()).hexdigest()[:12]
+        self._journal = dest / f".mlbatch-artifacts-{mark}.json"
         self._names = ArtifactNames(template)
         self._lock = threading.Lock()
+        self._swept: set[str] = set()
         self._done = self._read_journal()
         self._written_at = time.monotonic()
         self.fetched_count = 0
 
-    def fetch(self, index: int, file_name: str, fetch: Fetch) -> DownloadedFile:
-        """Put one file in place, unless an earlier attempt did. Any thread may call it."""
+    def places(self, index: int, file_names: Sequence[str]) -> Mapping[str, str]:
+        """Where the files of one record go, below the destination.
+
+        :param file_names: all that the record has, so that a name's place is the same whichever of
+            them are wanted
+        :raises UnsafeNameError: a name points elsewhere, or two share a place
+        """
         with self._lock:
-            place = self._names.place(index, file_name)
-            done = self._done.get((index, file_name))
+            return self._names.places(index, file_names)
+
+    def fetch(self, index: int, file_name: str, place: str, fetch: Fetch) -> DownloadedFile:
+        """Put one file in place, unless an earlier attempt did. Any thread may call it.
+
+        :param place: from :meth:`places`
+        """
         target = self._dest / place
+        with self._lock:
+            done = self._done.get((index, file_name))
         if done is not None and done.path == place and locations.file_size(target) == done.bytes:
             return done
-        attempt = f"{self._execution_id}/{index}/{file_name}"
-        size, sha256 = _fetch_into(target, attempt, fetch)
+        self._sweep(target.parent)
+        size, sha256 = _fetch_into(StagedFile(target, self._attempt, is_swept=True), fetch)
         file = DownloadedFile(index, file_name, place, size, sha256)
         with self._lock:
             self._done[index, file_name] = file
@@ -103,6 +124,13 @@ class ArtifactDownload:
             if time.monotonic() - self._written_at > _JOURNAL_SECONDS:
                 self._write_journal()
         return file
+
+    def _sweep(self, folder: StoragePath) -> None:
+        """Remove what an earlier attempt left in a folder, before this one writes there."""
+        with self._lock:
+            if str(folder) not in self._swept:
+                remove_leftovers(folder, self._attempt)
+                self._swept.add(str(folder))
 
     def keep(self) -> None:
         """Note what is in place, because the attempt ends here."""
@@ -112,9 +140,14 @@ class ArtifactDownload:
     def finish(self, files: Iterable[DownloadedFile], **about: Any) -> StoragePath:
         """Write the manifest, and drop the journal.
 
+        What another task has put there of the same execution stays in the manifest.
+
         :param about: what else the manifest is to say
         """
-        ordered = sorted(files, key=lambda file: (file.index, file.file_name))
+        manifest = self._dest / MANIFEST
+        known = self._read_files(manifest)
+        known.update({(file.index, file.file_name): file for file in files})
+        ordered = [known[key] for key in sorted(known)]
         document = {
             "execution_id": self._execution_id,
             **about,
@@ -122,31 +155,32 @@ class ArtifactDownload:
             "byte_count": sum(file.bytes for file in ordered),
             "files": [asdict(file) for file in ordered],
         }
-        manifest = self._dest / MANIFEST
-        write_whole(manifest, json.dumps(document, indent=1).encode(), self._execution_id)
-        locations.remove(self._dest / _JOURNAL)
+        write_whole(manifest, json.dumps(document, indent=1).encode(), self._attempt)
+        locations.remove(self._journal)
         return manifest
 
     def _read_journal(self) -> dict[tuple[int, str], DownloadedFile]:
-        for name in (_JOURNAL, MANIFEST):
-            path = self._dest / name
-            if not locations.exists(path):
-                continue
-            try:
-                found = json.loads(locations.read_bytes(path))
-                if found["execution_id"] == self._execution_id:
-                    files = [DownloadedFile(**file) for file in found["files"]]
-                    return {(file.index, file.file_name): file for file in files}
-            except (ValueError, KeyError, TypeError):
-                continue  # not one of ours: everything is fetched
-        return {}
+        return {**self._read_files(self._dest / MANIFEST), **self._read_files(self._journal)}
+
+    def _read_files(self, path: StoragePath) -> dict[tuple[int, str], DownloadedFile]:
+        """Files of this execution that a journal or a manifest lists."""
+        if not locations.exists(path):
+            return {}
+        try:
+            found = json.loads(locations.read_bytes(path))
+            if found["execution_id"] != self._execution_id:
+                return {}
+            files = [DownloadedFile(**file) for file in found["files"]]
+        except (ValueError, KeyError, TypeError):
+            return {}  # not one of ours: everything is fetched
+        return {(file.index, file.file_name): file for file in files}
 
     def _write_journal(self) -> None:
         document = {
             "execution_id": self._execution_id,
             "files": [asdict(file) for file in self._done.values()],
         }
-        write_whole(self._dest / _JOURNAL, json.dumps(document).encode(), self._execution_id)
+        write_whole(self._journal, json.dumps(document).encode(), self._attempt)
         self._written_at = time.monotonic()
 
 
@@ -188,7 +222,7 @@ class _FileSink:
         """The file is put in place by whoever opened it."""
 
 
-def _fetch_into(target: StoragePath, attempt: str | None, fetch: Fetch) -> tuple[int, str]:
+def _fetch_into(whole: StagedFile, fetch: Fetch) -> tuple[int, str]:
     """Stream one file into place; returns its size and checksum."""
     staged: StagedFile | None = None
 
@@ -197,14 +231,14 @@ def _fetch_into(target: StoragePath, attempt: str | None, fetch: Fetch) -> tuple
         if staged is not None:
             # The line was lost in the middle, and the content starts over.
             staged.__exit__(ConnectionError, ConnectionError("starts over"), None)
-        staged = StagedFile(target, attempt)
+        staged = whole.again()
         staged.__enter__()
         return _FileSink(staged)
 
     try:
         fetch(open_sink)
         if staged is None:
-            raise ContractError(f"{target}: the server sent no file")
+            raise ContractError(f"{whole.path}: the server sent no file")
     except BaseException:
         if staged is not None:
             staged.__exit__(*sys.exc_info())

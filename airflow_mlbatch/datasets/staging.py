@@ -27,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ from airflow_mlbatch.datasets import locations
 from airflow_mlbatch.datasets.locations import StoragePath
 from airflow_mlbatch.errors import DatasetError
 
-__all__ = ["StagedFile", "write_whole"]
+__all__ = ["StagedFile", "remove_leftovers", "write_whole"]
 
 
 class StagedFile:
@@ -46,11 +47,16 @@ class StagedFile:
 
     :param path: the final name; an existing file is replaced
     :param attempt: names this piece of work, the same in each of its tries; ``None`` cleans nothing
+    :param is_swept: the caller has called :func:`remove_leftovers`; who writes many files into one
+        folder lists it once, not for each
     :raises DatasetError: when the staged file vanished, because another try of the same work began
     """
 
-    def __init__(self, path: StoragePath, attempt: str | None = None) -> None:
-        self._path, self._token = path, _token(attempt)
+    def __init__(
+        self, path: StoragePath, attempt: str | None = None, *, is_swept: bool = False
+    ) -> None:
+        self.path, self._attempt, self._token = path, attempt, _token(attempt)
+        self._is_swept = is_swept or attempt is None
         self._filesystem, self._key = locations.resolve(path)
         self._digest = hashlib.sha256()
         self._file: BinaryIO | None = None
@@ -62,6 +68,10 @@ class StagedFile:
     def sha256(self) -> str:
         """Checksum of what was written, in hexadecimal digits."""
         return self._digest.hexdigest()
+
+    def again(self) -> StagedFile:
+        """Another one for the same place."""
+        return StagedFile(self.path, self._attempt, is_swept=self._is_swept)
 
     def __enter__(self) -> StagedFile:
         parent, _, name = self._key.rpartition("/")
@@ -133,11 +143,11 @@ class StagedFile:
         if not self._is_spooled:
             return f".{self._name}.{self._token}."
         # In the temporary folder the names of many targets meet: the whole address tells them apart.
-        whole = hashlib.sha256(str(self._path).encode()).hexdigest()[:12]
+        whole = hashlib.sha256(str(self.path).encode()).hexdigest()[:12]
         return f"mlbatch.{whole}.{self._token}."
 
     def _remove_leftovers(self) -> None:
-        if self._token == _NOBODY:
+        if self._is_swept:
             return
         mark = self._mark()
         if self._is_on_this_machine:
@@ -174,7 +184,7 @@ class StagedFile:
             if Path(self._staged).exists():
                 raise
             raise DatasetError(
-                f"{self._path}: the file being written is gone; another try of the same work has begun"
+                f"{self.path}: the file being written is gone; another try of the same work has begun"
             ) from None
 
     def _upload(self) -> None:
@@ -203,6 +213,27 @@ def write_whole(path: StoragePath, data: bytes, attempt: str | None = None) -> N
     """Write a small file in one step, replacing the one that is there."""
     with StagedFile(path, attempt) as file:
         file.write(data)
+
+
+def remove_leftovers(folder: StoragePath, attempt: str) -> None:
+    """Remove what earlier tries of a piece of work left of any file of a folder.
+
+    To be called before anything is staged there by this try.
+    """
+    filesystem, key = locations.resolve(folder)
+    staged = re.compile(
+        rf"^(\..+|mlbatch\.[0-9a-f]{{12}})\.{_token(attempt)}\.[0-9a-f]{{8}}\.part$"
+    )
+    if locations.is_object_store(filesystem):
+        key, names = tempfile.gettempdir(), os.listdir(tempfile.gettempdir())
+    else:
+        names = locations.list_names(filesystem, key)
+    for name in filter(staged.match, names):
+        with contextlib.suppress(FileNotFoundError):
+            if locations.is_object_store(filesystem):
+                os.unlink(f"{key}/{name}")
+            else:
+                filesystem.rm_file(f"{key}/{name}")
 
 
 @contextlib.contextmanager

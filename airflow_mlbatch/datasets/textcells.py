@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["read_header", "read_text_cells"]
 
 _MIB = 1024 * 1024
-_BLOCK = 4 * _MIB
+# Small blocks: with larger ones the allocator keeps hundreds of megabytes that nobody uses.
+_BLOCK = _MIB
 # A cell can hold a whole data.frame as JSON: a block grows up to this when a row does not fit in.
 _LARGEST_BLOCK = 512 * _MIB
 

@@ -271,7 +271,8 @@ class _JsonSink:
         if self._row is None:
             rows = (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
         else:
-            rows = map(self._row, *columns)
+            # A list: fed from an iterator, msgspec 0.22 forgets to let go of the rows.
+            rows = list(map(self._row, *columns))
         self._file.write(self._encoder.encode_lines(rows))
 
     def close(self) -> None:
