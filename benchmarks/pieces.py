@@ -113,29 +113,41 @@ def _peak_of(pid: int) -> int:
 
 
 class Watch:
-    """Memory of a process and of all that it starts, looked at twenty times a second.
+    """Memory of processes and of all that they start, looked at twenty times a second.
 
-    What processes share counts for each of them: the sum is never too low.
+    What processes share counts for each of them: the sum is never too low. ``peaks`` holds the
+    largest process of each name, ``counts`` how many of a name there were at once, ``total`` the
+    largest sum.
 
-    :param name_of: what a process is called; of those with one name the largest is kept
+    :param roots: the processes, by name
+    :param name_of: what a process is called; it gets the name of its root
     """
 
-    def __init__(self, pid: int, name_of: Callable[[psutil.Process], str]) -> None:
-        self._root, self._name_of = psutil.Process(pid), name_of
-        self._names: dict[int, str] = {}
+    def __init__(
+        self, roots: Mapping[str, int], name_of: Callable[[psutil.Process, str], str]
+    ) -> None:
+        self._roots = {name: psutil.Process(pid) for name, pid in roots.items()}
+        self._name_of = name_of
         self._is_over = threading.Event()
         self.total = 0
         self.peaks: dict[str, int] = {}
         self.counts: dict[str, int] = {}
 
-    def look(self) -> None:
-        """Take a sample."""
+    def look_until_over(self) -> None:
+        """Take samples until :meth:`stop`."""
+        while not self._is_over.wait(_SAMPLE_SECONDS):
+            self._look()
+
+    def stop(self) -> None:
+        """End :meth:`look_until_over`."""
+        self._is_over.set()
+
+    def _look(self) -> None:
         total = 0
         counts: dict[str, int] = {}
-        for process in self._processes():
+        for root, process in self._processes():
             with suppress(psutil.Error, OSError):
-                size = process.memory_info().rss
-                name = self._name(process)
+                size, name = process.memory_info().rss, self._name_of(process, root)
                 total += size
                 counts[name] = counts.get(name, 0) + 1
                 self.peaks[name] = max(self.peaks.get(name, 0), size)
@@ -143,33 +155,21 @@ class Watch:
             self.counts[name] = max(self.counts.get(name, 0), count)
         self.total = max(self.total, total)
 
-    def look_until_over(self) -> None:
-        """Take samples until :meth:`stop`."""
-        while not self._is_over.wait(_SAMPLE_SECONDS):
-            self.look()
-
-    def stop(self) -> None:
-        """End :meth:`look_until_over`."""
-        self._is_over.set()
-
-    def _processes(self) -> list[psutil.Process]:
-        try:
-            return [self._root, *self._root.children(recursive=True)]
-        except psutil.Error:
-            return []
-
-    def _name(self, process: psutil.Process) -> str:
-        # A process that has forked may take another name later on: it is asked each time, except
-        # where the answer cannot change any more.
-        return self._name_of(process)
+    def _processes(self) -> Iterator[tuple[str, psutil.Process]]:
+        for name, root in self._roots.items():
+            with suppress(psutil.Error):
+                yield name, root
+                for child in root.children(recursive=True):
+                    yield name, child
 
 
 @contextmanager
 def watched(
-    pid: int, name_of: Callable[[psutil.Process], str] = lambda process: "all"
+    roots: Mapping[str, int],
+    name_of: Callable[[psutil.Process, str], str] = lambda process, root: root,
 ) -> Iterator[Watch]:
-    """Watch a process during a ``with`` block."""
-    watch = Watch(pid, name_of)
+    """Watch processes during a ``with`` block."""
+    watch = Watch(roots, name_of)
     thread = threading.Thread(target=watch.look_until_over, daemon=True)
     thread.start()
     try:

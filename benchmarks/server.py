@@ -53,12 +53,12 @@ def whole_batch(url: str, password: str, records: int) -> dict[str, Any]:
 
 
 def _run(say: Say) -> list[Line]:
-    with tempfile.TemporaryDirectory(prefix="mlbatch-bench-") as folder:
-        with (
-            scoring_server(Path(folder, "data"), "--workers", "2") as server,
-            watched(server.pid) as watch,
-        ):
-            found = run(whole_batch, url=server.url, password=server.password, records=RECORDS)
+    with (
+        tempfile.TemporaryDirectory(prefix="mlbatch-bench-") as folder,
+        scoring_server(Path(folder, "data"), "--workers", "2") as server,
+        watched({"server": server.pid}) as watch,
+    ):
+        found = run(whole_batch, url=server.url, password=server.password, records=RECORDS)
     parts = (
         f"submitted in {seconds(found['submission'])}, scored in {seconds(found['scoring'])}, "
         f"read back in {seconds(found['reading'])}"
@@ -78,7 +78,7 @@ def _run(say: Say) -> list[Line]:
             watch.total,
             _MOST_BYTES,
             mb,
-            f"the sum of its {watch.counts['all']} processes, shared pages counted for each",
+            f"the sum of its {watch.counts['server']} processes, shared pages counted for each",
         ),
     ]
 
