@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_mlbatch.errors import InputError, ReplyTooLargeError
+from airflow_mlbatch.errors import BatchError, InputError, ReplyTooLargeError
 from airflow_mlbatch.hooks import MLBatchHook
-from airflow_mlbatch.hooks.outcomes import airflow_errors
+from airflow_mlbatch.hooks.outcomes import airflow_errors, checked
 from airflow_mlbatch.links import BatchExecutionLink, batch_url
+from airflow_mlbatch.operators.batch_results import attempt_of
 from airflow_mlbatch.operators.locations import location
+from airflow_mlbatch.operators.rendered import as_list, as_whole_number
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -33,7 +35,8 @@ class ArtifactDownloadOperator(BaseOperator):
     With ``dest`` each file is streamed to its place, whole or not at all, and the XCom is the
     manifest: ``dest``, ``manifest_path``, ``file_count``, ``byte_count`` and, up to 1,000 of them,
     ``files`` (``index``, ``file_name``, ``path``, ``bytes``, ``sha256``). A retry fetches only what
-    is missing.
+    is missing. Several tasks may download files of one execution to one ``dest``; its manifest lists
+    them all.
 
     Without ``dest`` the XCom is a list of ``index``, ``file_name``, ``encoding`` (``text`` or
     ``base64``) and ``content``.
@@ -60,6 +63,8 @@ class ArtifactDownloadOperator(BaseOperator):
         "dest",
         "dest_conn_id",
         "path_template",
+        "max_connections",
+        "max_xcom_bytes",
         "mlbatch_conn_id",
     )
     operator_extra_links = (BatchExecutionLink(),)
@@ -94,23 +99,24 @@ class ArtifactDownloadOperator(BaseOperator):
         self.max_xcom_bytes = max_xcom_bytes
         self.mlbatch_conn_id = mlbatch_conn_id
         self.batch_url = ""
+        self._most_bytes = MIB
 
     def execute(self, context: Context) -> Any:
         """Fetch the files."""
         with airflow_errors():
             globs = self._globs()
-            indexes = self._wanted_indexes()
-            hook = MLBatchHook(self.mlbatch_conn_id, max_connections=self.max_connections)
+            wanted = self._wanted_indexes()
+            connections = as_whole_number("max_connections", self.max_connections, least=1)
+            self._most_bytes = as_whole_number("max_xcom_bytes", self.max_xcom_bytes)
+            hook = MLBatchHook(self.mlbatch_conn_id, max_connections=connections)
             self.batch_url = batch_url(
                 hook.url, self.service_name, self.service_version, self.execution_id
             )
-            if indexes is None:
-                status = hook.get_batch_status(*self._named())
-                indexes = range(status.total_item_count)
             try:
+                indexes = self._known_indexes(hook, wanted)
                 if self.dest is None:
                     return self._to_xcom(hook, indexes, globs)
-                return self._to_storage(hook, indexes, globs)
+                return self._to_storage(context, hook, indexes, globs, connections)
             finally:
                 hook.close()
 
@@ -123,65 +129,73 @@ class ArtifactDownloadOperator(BaseOperator):
         found = self.file_names
         if found is None:
             return None
-        if isinstance(found, str):
-            found = [found]
-        if not isinstance(found, list | tuple) or not all(isinstance(name, str) for name in found):
+        names = as_list(found, of=str)
+        if not all(isinstance(name, str) and name for name in names):
             raise InputError(f"file_names: found {found!r:.80}, expected names or globs")
-        return list(found)
+        return names
 
     def _wanted_indexes(self) -> Sequence[int] | None:
         found = self.indexes
         if found is None or isinstance(found, range):
             return found
-        if isinstance(found, int | str):
-            found = [found]
         try:
-            # A rendered template is text.
-            indexes = [int(index) if isinstance(index, str) else index for index in found]
-        except (TypeError, ValueError):
-            indexes = [None]
-        for index in indexes:
-            if isinstance(index, bool) or not isinstance(index, int) or index < 0:
-                raise InputError(
-                    f"indexes: found {self.indexes!r:.80}, expected zero-based whole numbers"
-                )
+            indexes = [as_whole_number("indexes", index) for index in as_list(found, of=int)]
+        except InputError:
+            raise InputError(
+                f"indexes: found {found!r:.80}, expected zero-based whole numbers"
+            ) from None
         return list(dict.fromkeys(indexes))
 
-    def _check_connections(self) -> int:
-        if isinstance(self.max_connections, bool) or not isinstance(self.max_connections, int):
-            raise InputError(
-                f"max_connections: found {self.max_connections!r}, expected a whole number"
-            )
-        if self.max_connections < 1:
-            raise InputError(f"max_connections: found {self.max_connections}, expected at least 1")
-        return self.max_connections
+    def _known_indexes(self, hook: MLBatchHook, wanted: Sequence[int] | None) -> Sequence[int]:
+        """The records to look at.
 
-    def _files_of(self, hook: MLBatchHook, index: int, globs: list[str] | None) -> list[str]:
-        names = hook.list_artifacts(*self._named(), index)
-        if globs is None:
-            return names
-        return [name for name in names if any(fnmatchcase(name, glob) for glob in globs)]
+        :raises BatchError: the batch still runs, so files are still to come
+        :raises InputError: there is no such record
+        """
+        status = checked(self.execution_id, hook.get_batch_status(*self._named()))
+        if not status.is_terminal:
+            raise BatchError(
+                f"execution {self.execution_id} is not complete ({status}); wait for it with "
+                "BatchStateSensor, or score with wait_for_completion=True"
+            )
+        total = status.total_item_count
+        if wanted is None:
+            return range(total)
+        beyond = [index for index in wanted if index >= total]
+        if beyond:
+            raise InputError(
+                f"indexes: found {beyond[0]}, expected less than {total:,}, the number of records"
+            )
+        return wanted
+
+    def _is_wanted(self, name: str, globs: list[str] | None) -> bool:
+        # By itself too: a name may hold brackets.
+        return globs is None or any(name == glob or fnmatchcase(name, glob) for glob in globs)
 
     # --- where it goes ---------------------------------------------------------------------------
 
     def _to_storage(
-        self, hook: MLBatchHook, indexes: Sequence[int], globs: list[str] | None
+        self,
+        context: Context,
+        hook: MLBatchHook,
+        indexes: Sequence[int],
+        globs: list[str] | None,
+        connections: int,
     ) -> dict[str, Any]:
         from airflow_mlbatch.datasets.downloads import ArtifactDownload, in_threads
 
         assert self.dest is not None
         dest = location(self.dest, self.dest_conn_id)
-        download = ArtifactDownload(dest, self.path_template, self.execution_id)
+        download = ArtifactDownload(
+            dest, self.path_template, self.execution_id, attempt_of(context)
+        )
 
         def job(index: int) -> Callable[[], list[DownloadedFile]]:
-            return lambda: [
-                self._store(hook, download, index, name)
-                for name in self._files_of(hook, index, globs)
-            ]
+            return lambda: self._store(hook, download, index, globs)
 
         files: list[DownloadedFile] = []
         try:
-            for done in in_threads(map(job, indexes), self._check_connections()):
+            for done in in_threads(map(job, indexes), connections):
                 files.extend(done)
         except BaseException:
             download.keep()
@@ -192,6 +206,8 @@ class ArtifactDownloadOperator(BaseOperator):
             service_version=self.service_version,
             server=hook.url,
         )
+        if not files and globs:
+            self.log.warning("no record has a file named %s", " or ".join(map(repr, globs)))
         byte_count = sum(file.bytes for file in files)
         self.log.info(
             "downloaded %s files of %s records, %s bytes, to %s (%s were there already)",
@@ -204,13 +220,26 @@ class ArtifactDownloadOperator(BaseOperator):
         return self._summary(str(manifest), files, byte_count)
 
     def _store(
-        self, hook: MLBatchHook, download: ArtifactDownload, index: int, name: str
-    ) -> DownloadedFile:
-        return download.fetch(
-            index,
-            name,
-            lambda open_sink: hook.stream_artifact(*self._named(), index, name, open_sink),
-        )
+        self,
+        hook: MLBatchHook,
+        download: ArtifactDownload,
+        index: int,
+        globs: list[str] | None,
+    ) -> list[DownloadedFile]:
+        """The wanted files of one record."""
+
+        def fetched(name: str, place: str) -> DownloadedFile:
+            return download.fetch(
+                index,
+                name,
+                place,
+                lambda open_sink: hook.stream_artifact(*self._named(), index, name, open_sink),
+            )
+
+        places = download.places(index, hook.list_artifacts(*self._named(), index))
+        return [
+            fetched(name, place) for name, place in places.items() if self._is_wanted(name, globs)
+        ]
 
     def _summary(
         self, manifest: str, files: list[DownloadedFile], byte_count: int
@@ -236,11 +265,11 @@ class ArtifactDownloadOperator(BaseOperator):
         for index, name in self._named_files(hook, indexes, globs):
             try:
                 content = hook.get_artifact(
-                    *self._named(), index, name, max_bytes=self.max_xcom_bytes - count
+                    *self._named(), index, name, max_bytes=self._most_bytes - count
                 )
             except ReplyTooLargeError:
                 raise InputError(
-                    f"max_xcom_bytes: found more than {self.max_xcom_bytes:,} bytes of files at "
+                    f"max_xcom_bytes: found more than {self._most_bytes:,} bytes of files at "
                     f"{name!r} of record {index}, expected at most that; give dest to write them "
                     "to storage"
                 ) from None
@@ -252,8 +281,9 @@ class ArtifactDownloadOperator(BaseOperator):
         self, hook: MLBatchHook, indexes: Sequence[int], globs: list[str] | None
     ) -> Iterator[tuple[int, str]]:
         for index in indexes:
-            for name in self._files_of(hook, index, globs):
-                yield index, name
+            for name in hook.list_artifacts(*self._named(), index):
+                if self._is_wanted(name, globs):
+                    yield index, name
 
 
 def _as_json(content: bytes) -> dict[str, str]:

@@ -6,6 +6,7 @@ itself; for a templated one the author gives ``outlets`` with an ``Asset`` or an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,9 @@ def with_outlet(kwargs: dict[str, Any], path: Any) -> dict[str, Any]:
     uri = _uri(path)
     if uri is None:
         return kwargs
-    outlets = kwargs.get("outlets") or []
+    # Airflow fills in what default_args say only where an operator passes nothing on.
+    defaults = kwargs.get("default_args") or {}
+    outlets = kwargs.get("outlets") or defaults.get("outlets") or []
     outlets = list(outlets) if isinstance(outlets, list | tuple) else [outlets]
     if any(isinstance(outlet, Asset) and outlet.uri.rstrip("/") == uri for outlet in outlets):
         return kwargs
@@ -48,6 +51,8 @@ def emit(context: Context, outlets: Any, path: str, extra: Mapping[str, Any]) ->
 def _uri(path: Any) -> str | None:
     if not isinstance(path, str) or "{{" in path or "{%" in path:
         return None
+    path = path.rstrip("/")
     if path.startswith("/"):
-        return f"file://{path.rstrip('/')}"
-    return path.rstrip("/") if "://" in path else None
+        return f"file://{path}"
+    # s3://my_connection@bucket/…: who reads the asset may have another connection.
+    return re.sub(r"^([A-Za-z0-9+.-]+://)[^/@]*@", r"\1", path) if "://" in path else None

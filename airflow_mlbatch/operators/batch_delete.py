@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
@@ -11,6 +11,7 @@ from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors
 from airflow_mlbatch.operators.batch_score import EXECUTION_ID_KEY
+from airflow_mlbatch.operators.rendered import as_list
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -80,13 +81,12 @@ class BatchDeleteOperator(BaseOperator):
         return ids
 
     def _ids(self) -> list[str]:
-        found = self.execution_ids
-        if isinstance(found, str) or found is None:
-            found = [found]
-        if not isinstance(found, Iterable):
-            raise InputError(f"execution_ids: found {found!r:.80}, expected an id or a list of ids")
-        ids = [execution_id for execution_id in found if execution_id not in (None, "")]
+        found = as_list(self.execution_ids, of=(str, type(None)))
+        # "None" is what a template makes of a batch that was never started.
+        ids = [execution_id for execution_id in found if execution_id not in (None, "", "None")]
         for execution_id in ids:
             if not isinstance(execution_id, str):
-                raise InputError(f"execution_ids: found {execution_id!r:.80}, expected an id")
+                raise InputError(
+                    f"execution_ids: found {execution_id!r:.80}, expected an id or a list of ids"
+                )
         return ids

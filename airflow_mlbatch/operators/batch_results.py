@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
@@ -16,11 +16,12 @@ from airflow_mlbatch.hooks.outcomes import airflow_errors, checked
 from airflow_mlbatch.links import BatchExecutionLink, batch_url
 from airflow_mlbatch.operators.assets import emit, with_outlet
 from airflow_mlbatch.operators.locations import location
+from airflow_mlbatch.operators.rendered import as_list, as_row_range, as_whole_number
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_mlbatch.datasets.failures import FailureLog, FailurePolicy
+    from airflow_mlbatch.datasets.failures import Failure, FailureLog, FailurePolicy, RejectsWriter
     from airflow_mlbatch.datasets.manifest import Counts
     from airflow_mlbatch.datasets.readers import TableRows
     from airflow_mlbatch.datasets.writers import WrittenTable
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from airflow_mlbatch.protocol.services import Service
 
 __all__ = ["BatchResultsOperator", "ScoredTable", "attempt_of"]
+
+# What a row has in XCom beside the outputs.
+_XCOM_KEYS = ("index", "success", "error")
+# Where the id of a batch of failed records is kept until it is deleted, over the attempts of a task.
+_RESCORING_KEY = "mlbatch_rescoring"
 
 
 @dataclass
@@ -73,11 +79,14 @@ class BatchResultsOperator(BaseOperator):
     ``{name}.manifest.json`` beside it, and the manifest is the XCom. There must be as many rows as
     the input has.
 
-    Without it the XCom is a list with one dict for each record: ``index``, the outputs, ``success``
-    and ``error``.
+    Without it the XCom is a list with one dict for each record: ``index`` (its place in the batch),
+    the outputs, ``success`` and ``error``.
 
     The task fails when more records failed than ``max_failed_records`` allows; the error names the
-    first of them.
+    first of them. It is retried only where a retry can help: when failed records are scored again.
+
+    A fixed ``output_path`` is an asset outlet by itself, with the counts as the event's metadata; for
+    a templated or a mapped one give ``outlets=[AssetAlias(…)]``.
 
     :param service_name: a published service
     :param service_version: its version
@@ -120,10 +129,15 @@ class BatchResultsOperator(BaseOperator):
         "max_failed_records",
         "rejects_path",
         "rejects_conn_id",
+        "rescore_failed",
+        "parallel_count",
+        "max_xcom_records",
         "mlbatch_conn_id",
     )
     operator_extra_links = (BatchExecutionLink(),)
     ui_color = "#fdf0d0"
+    # Whether output_path is what readers wait for, rather than a piece of it.
+    has_outlet: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -151,7 +165,7 @@ class BatchResultsOperator(BaseOperator):
         mlbatch_conn_id: str = MLBatchHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**with_outlet(kwargs, output_path))
+        super().__init__(**(with_outlet(kwargs, output_path) if self.has_outlet else kwargs))
         self.service_name = service_name
         self.service_version = service_version
         self.execution_id = execution_id
@@ -176,6 +190,11 @@ class BatchResultsOperator(BaseOperator):
         self.batch_url = ""
         self._hook: MLBatchHook | None = None
         self._rescoring_id: str | None = None
+        # The arguments as execute() understood them.
+        self._tries, self._parallel = 0, 1
+        self._rows: tuple[int, int | None] | None = None
+        self._ids: list[str] = []
+        self._kept: Any = "all"
 
     @property
     def hook(self) -> MLBatchHook:
@@ -194,17 +213,25 @@ class BatchResultsOperator(BaseOperator):
             self.batch_url = batch_url(
                 self.hook.url, self.service_name, self.service_version, self.execution_id
             )
+            most = as_whole_number("max_xcom_records", self.max_xcom_records)
             total = self._complete()
-            if self.output_path is None and total > self.max_xcom_records:
+            if self.output_path is None and total > most:
                 raise InputError(
-                    f"max_xcom_records: found {total:,} records, expected at most "
-                    f"{self.max_xcom_records:,}; give output_path to write them to storage"
+                    f"max_xcom_records: found {total:,} records, expected at most {most:,}; "
+                    "give output_path to write them to storage"
                 )
             service = self.hook.get_service(self.service_name, self.service_version)
-            rescored = self._rescore(service)
-            if self.output_path is None:
-                return self._to_xcom(policy, rescored)
-            return self._published(context, self._to_table(context, service, policy, rescored))
+            self._check_columns(service)
+            try:
+                rescored = self._rescore(context, service)
+                if self.output_path is None:
+                    return self._to_xcom(service, policy, rescored)
+                table = self._to_table(context, service, policy, rescored)
+            except RecordsFailedError as error:
+                # The same results would be judged in the same way.
+                error.is_permanent = not self._tries
+                raise
+            return self._published(context, table)
 
     def on_kill(self) -> None:
         """Cancel a batch of failed records that this task has started."""
@@ -216,14 +243,59 @@ class BatchResultsOperator(BaseOperator):
     # --- before reading --------------------------------------------------------------------------
 
     def _check(self) -> None:
-        tries = self.rescore_failed
-        if isinstance(tries, bool) or not isinstance(tries, int) or tries < 0:
-            raise InputError(f"rescore_failed: found {tries!r}, expected a whole number from 0 on")
-        for name in ("rescore_failed", "id_columns", "row_range"):
-            if getattr(self, name) and self.input_path is None:
+        """What the server need not be asked for."""
+        from airflow_mlbatch.datasets.formats import table_format
+
+        self._tries = as_whole_number("rescore_failed", self.rescore_failed)
+        self._parallel = as_whole_number("parallel_count", self.parallel_count, least=1)
+        self._rows = as_row_range(self.row_range)
+        self._ids = as_list(self.id_columns, of=str) if self.id_columns else []
+        self._kept = self.keep_columns
+        if self._kept is not None and self._kept != "all":
+            self._kept = as_list(self._kept, of=str)
+        is_given = {
+            "rescore_failed": self._tries > 0,
+            "id_columns": bool(self._ids),
+            "keep_columns": isinstance(self._kept, list),
+            "row_range": self._rows is not None,
+        }
+        for name, given in is_given.items():
+            if given and self.input_path is None:
                 raise InputError(f"input_path: found nothing, expected the table for {name}")
-        if self.rejects_path is not None and self.output_path is None:
-            raise InputError("output_path: found nothing, expected a path beside rejects_path")
+        if self.output_path is None:
+            for name, given in {**is_given, "rejects_path": self.rejects_path is not None}.items():
+                if given and name in ("id_columns", "keep_columns", "rejects_path"):
+                    raise InputError(f"output_path: found nothing, expected a path for {name}")
+            return
+        self._check_places()
+        table_format(self._output(), self.format)
+        if self.rejects_path is not None:
+            table_format(self._rejects(), None)
+
+    def _check_places(self) -> None:
+        """No table is written over another one."""
+        places = {"input_path": self.input_path, "output_path": self.output_path}
+        places["rejects_path"] = self.rejects_path
+        seen: dict[str, str] = {}
+        for name, path in places.items():
+            if path is None:
+                continue
+            first = seen.setdefault(path.removeprefix("file://").rstrip("/"), name)
+            if first != name:
+                raise InputError(f"{name}: found {path!r:.200}, expected another path than {first}")
+
+    def _check_columns(self, service: Service) -> None:
+        """What only the service and the input can tell; before failed records are scored again."""
+        if self.output_path is None:
+            clashes = [each.name for each in service.outputs if each.name in _XCOM_KEYS]
+            if clashes:
+                raise InputError(
+                    f"output_path: found nothing, but the output {clashes[0]!r} has the name of a key "
+                    "that the XCom adds; expected a path, where the added columns have other names"
+                )
+        elif self._tries:
+            with self._input_rows(service):
+                pass
 
     def _complete(self) -> int:
         """The number of records of the batch.
@@ -242,16 +314,16 @@ class BatchResultsOperator(BaseOperator):
         return status.total_item_count
 
     def _first_row(self) -> int:
-        from airflow_mlbatch.datasets.readers import row_range_of
-
-        return row_range_of(self.row_range).start
+        return 0 if self._rows is None else self._rows[0]
 
     # --- a second try for failed records ---------------------------------------------------------
 
-    def _rescore(self, service: Service) -> Rescored:
+    def _rescore(self, context: Context, service: Service) -> Rescored:
         rescored = Rescored()
-        if not self.rescore_failed:
+        if not self._tries:
             return rescored
+        store: Any = context.get("task_state_store")
+        self._drop_leftover(store)
         failed: list[int] = []
 
         def note(block: RecordBlock) -> None:
@@ -261,18 +333,25 @@ class BatchResultsOperator(BaseOperator):
                 if not success
             )
 
-        self._read(self.execution_id, note)
-        for number in range(1, self.rescore_failed + 1):
+        self._read(self.execution_id, note, restart=failed.clear)
+        for number in range(1, self._tries + 1):
             if not failed:
                 break
             self.log.info("scoring %s failed records again, try %s", f"{len(failed):,}", number)
-            for record in self._score_again(service, failed, rescored):
+            for record in self._score_again(store, service, failed, rescored):
                 rescored.results[failed[record.index]] = record
             failed = [index for index in failed if not rescored.results[index].success]
         return rescored
 
+    def _drop_leftover(self, store: Any) -> None:
+        """Delete the batch of failed records that an attempt left when it died."""
+        left = store.get(_RESCORING_KEY) if store is not None else None
+        if isinstance(left, str):
+            self.hook.cancel_batch(self.service_name, self.service_version, left)
+            store.delete(_RESCORING_KEY)
+
     def _score_again(
-        self, service: Service, indexes: list[int], rescored: Rescored
+        self, store: Any, service: Service, indexes: list[int], rescored: Rescored
     ) -> list[RecordResult]:
         """Results of some records in a batch of their own, which is deleted afterwards."""
         from airflow_mlbatch.datasets.readers import read_inputs
@@ -284,52 +363,84 @@ class BatchResultsOperator(BaseOperator):
             location(self.input_path, self.input_conn_id),
             service.inputs,
             columns=self.columns,
-            row_range=self.row_range,
+            row_range=self._rows,
             format=self.input_format,
             indexes=[first_row + index for index in indexes],
         )
         named = (self.service_name, self.service_version)
         body = encode_columns(service.inputs, columns)
-        execution_id = self.hook.start_encoded_batch(*named, body, self.parallel_count)
+        execution_id = self.hook.start_encoded_batch(*named, body, self._parallel)
         self._rescoring_id = execution_id
+        if store is not None:
+            store.set(_RESCORING_KEY, execution_id)
         rescored.execution_ids.append(execution_id)
         try:
             status = self.hook.watch_batch(*named, execution_id, poll_interval=self.poll_interval)
             checked(execution_id, status)
             records: list[RecordResult] = []
-            self._read(execution_id, lambda block: records.extend(block))
+            self._read(
+                execution_id, lambda block: records.extend(block), restart=lambda: records.clear()
+            )
         finally:
             self.hook.cancel_batch(*named, execution_id)
             self._rescoring_id = None
+            if store is not None:
+                store.delete(_RESCORING_KEY)
         return records
 
-    def _read(self, execution_id: str, take: Any) -> None:
-        self.hook.read_batch_results(self.service_name, self.service_version, execution_id, take)
+    def _read(
+        self, execution_id: str, take: Callable[[RecordBlock], None], restart: Any = None
+    ) -> None:
+        self.hook.read_batch_results(
+            self.service_name, self.service_version, execution_id, take, restart=restart
+        )
 
     # --- into XCom -------------------------------------------------------------------------------
 
-    def _to_xcom(self, policy: FailurePolicy, rescored: Rescored) -> list[dict[str, Any]]:
-        from airflow_mlbatch.datasets.failures import Failure, splice
+    def _to_xcom(
+        self, service: Service, policy: FailurePolicy, rescored: Rescored
+    ) -> list[dict[str, Any]]:
+        from airflow_mlbatch.datasets.failures import splice
 
         rows: list[dict[str, Any]] = []
-        failures: list[Failure] = []
 
         def take(block: RecordBlock) -> None:
             for record in splice(block, rescored.results):
-                rows.append(
-                    {
-                        "index": record.index,
-                        **record.outputs,
-                        "success": record.success,
-                        "error": record.error,
-                    }
-                )
-                if not record.success:
-                    failures.append(Failure(record.index, record.error or ""))
+                told = {"success": record.success, "error": record.error}
+                rows.append({"index": record.index, **record.outputs, **told})
 
-        self._read(self.execution_id, take)
-        policy.judge(len(failures), len(rows), failures, what=f"execution {self.execution_id}")
+        self._read(self.execution_id, take, restart=rows.clear)
+        failed = [row for row in rows if not row["success"]]
+        if not policy.allows(len(failed), len(rows)):
+            failures = self._failures(service, failed)
+            policy.judge(len(failed), len(rows), failures, what=f"execution {self.execution_id}")
         return rows
+
+    def _failures(self, service: Service, failed: list[dict[str, Any]]) -> list[Failure]:
+        """The first of them, with their inputs where the table is known."""
+        from airflow_mlbatch.datasets.failures import SHOWN_FAILURES, Failure
+        from airflow_mlbatch.datasets.readers import read_inputs
+
+        shown, first_row = failed[:SHOWN_FAILURES], self._first_row()
+        inputs: list[dict[str, Any]] = [{} for _ in shown]
+        if self.input_path is not None:
+            columns, _ = read_inputs(
+                location(self.input_path, self.input_conn_id),
+                service.inputs,
+                columns=self.columns,
+                row_range=self._rows,
+                format=self.input_format,
+                indexes=[first_row + row["index"] for row in shown],
+            )
+            named = self.columns or {}
+            inputs = [
+                {named.get(name, name): values[place] for name, values in columns.items()}
+                for place in range(len(shown))
+            ]
+        return [
+            Failure(first_row + row["index"], row["error"] or "", found)
+            for row, found in zip(shown, inputs, strict=True)
+        ]
 
     # --- into a table ----------------------------------------------------------------------------
 
@@ -343,6 +454,12 @@ class BatchResultsOperator(BaseOperator):
         if self.rejects_path is None:
             return None
         return location(self.rejects_path, self.rejects_conn_id)
+
+    def _manifest(self) -> Any:
+        """Where the table's manifest goes, or ``None`` when somebody else writes it."""
+        from airflow_mlbatch.datasets.manifest import manifest_path
+
+        return manifest_path(self._output())
 
     def _to_table(
         self, context: Context, service: Service, policy: FailurePolicy, rescored: Rescored
@@ -360,7 +477,7 @@ class BatchResultsOperator(BaseOperator):
 
     def _published(self, context: Context, table: ScoredTable) -> dict[str, Any]:
         """Write the manifest beside the table, tell Airflow about the asset; the XCom."""
-        from airflow_mlbatch.datasets.manifest import manifest_path, table_manifest, write_manifest
+        from airflow_mlbatch.datasets.manifest import table_manifest, write_manifest
 
         assert self.output_path is not None
         manifest = table_manifest(
@@ -375,7 +492,7 @@ class BatchResultsOperator(BaseOperator):
             rejects=table.rejects,
             extra={"output_path": self.output_path, "rejects_path": self.rejects_path},
         )
-        write_manifest(manifest_path(self._output()), manifest, attempt_of(context))
+        write_manifest(self._manifest(), manifest, attempt_of(context))
         counts = {name: manifest[name] for name in ("rows", "succeeded", "failed")}
         emit(
             context,
@@ -397,6 +514,7 @@ class BatchResultsOperator(BaseOperator):
         """The table and its rejects; the rejects are written also when there are too many of them."""
         from airflow_mlbatch.datasets.failures import open_rejects, splice
         from airflow_mlbatch.datasets.formats import table_format
+        from airflow_mlbatch.datasets.locations import remove
         from airflow_mlbatch.datasets.scored import ScoredRows
         from airflow_mlbatch.datasets.writers import open_table
 
@@ -410,7 +528,7 @@ class BatchResultsOperator(BaseOperator):
                 kept=kept,
                 first_index=self._first_row(),
             )
-            takers = [log]
+            takers: list[FailureLog | RejectsWriter] = [log]
             rejects = None
             rejects_path = self._rejects()
             if rejects_path is not None:
@@ -441,6 +559,10 @@ class BatchResultsOperator(BaseOperator):
                     policy.judge(
                         log.failed, log.total, log.first, what=f"execution {self.execution_id}"
                     )
+                    manifest = self._manifest()
+                    if manifest is not None:
+                        # That of an earlier table must not be found beside this one.
+                        remove(manifest)
             except RecordsFailedError as error:
                 too_many = error
         if too_many is not None:
@@ -458,20 +580,20 @@ class BatchResultsOperator(BaseOperator):
             yield None, []
             return
         path = location(self.input_path, self.input_conn_id)
-        rows = open_rows(path, None, self.row_range, self.input_format)
+        rows = open_rows(path, None, self._rows, self.input_format)
         with contextlib.closing(rows.batches):  # type: ignore[type-var]
             kept = chosen_columns(
                 rows.schema.names,
                 service.outputs,
-                keep_columns=self.keep_columns,
-                id_columns=self.id_columns or (),
+                keep_columns=self._kept,
+                id_columns=self._ids,
             )
             wanted = list(dict.fromkeys([*kept, *self._input_columns(service)]))
             if self.rejects_path is not None or len(wanted) == len(rows.schema.names):
                 yield rows, kept
                 return
         # Only what is kept or shown in an error has to be read.
-        rows = open_rows(path, wanted, self.row_range, self.input_format)
+        rows = open_rows(path, wanted, self._rows, self.input_format)
         with contextlib.closing(rows.batches):  # type: ignore[type-var]
             yield rows, kept
 

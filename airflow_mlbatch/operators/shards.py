@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
@@ -24,6 +24,7 @@ from airflow_mlbatch.operators.assets import emit, with_outlet
 from airflow_mlbatch.operators.batch_results import BatchResultsOperator, ScoredTable, attempt_of
 from airflow_mlbatch.operators.batch_score import OnEmpty
 from airflow_mlbatch.operators.locations import location
+from airflow_mlbatch.operators.rendered import as_whole_number
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -48,6 +49,8 @@ class ShardPlanOperator(BaseOperator):
     :param output_path: the folder of the dataset; what an earlier run published there stops being
         called complete
     :param output_conn_id: the connection of that storage
+    :param rejects_path: the folder of the failed rows; what an earlier run left there is removed
+    :param rejects_conn_id: the connection of that storage
     :param records_per_batch: most records of a shard
     :param max_failed_records: a count, or a fraction of the records of the table
     :param on_empty: what to do about a table without rows: ``skip``, ``fail`` or ``succeed``
@@ -63,6 +66,8 @@ class ShardPlanOperator(BaseOperator):
         "columns",
         "output_path",
         "output_conn_id",
+        "rejects_path",
+        "rejects_conn_id",
         "records_per_batch",
         "max_failed_records",
         "mlbatch_conn_id",
@@ -79,6 +84,8 @@ class ShardPlanOperator(BaseOperator):
         input_format: str | None = None,
         columns: Mapping[str, str] | None = None,
         output_conn_id: str | None = None,
+        rejects_path: str | None = None,
+        rejects_conn_id: str | None = None,
         records_per_batch: int = 100_000,
         max_failed_records: float = 0,
         on_empty: OnEmpty = "skip",
@@ -94,6 +101,8 @@ class ShardPlanOperator(BaseOperator):
         self.columns = columns
         self.output_path = output_path
         self.output_conn_id = output_conn_id
+        self.rejects_path = rejects_path
+        self.rejects_conn_id = rejects_conn_id
         self.records_per_batch = records_per_batch
         self.max_failed_records = max_failed_records
         self.on_empty = on_empty
@@ -102,17 +111,19 @@ class ShardPlanOperator(BaseOperator):
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Count, check the columns, and cut."""
         from airflow_mlbatch.datasets.failures import FailurePolicy
-        from airflow_mlbatch.datasets.parts import begin_dataset, plan_shards
+        from airflow_mlbatch.datasets.parts import begin_dataset, plan_shards, remove_other_parts
         from airflow_mlbatch.datasets.readers import count_rows, read_inputs
 
         with airflow_errors():
             policy = FailurePolicy(self.max_failed_records)
+            size = as_whole_number("records_per_batch", self.records_per_batch, least=1)
+            self._check()
             path = location(self.input_path, self.input_conn_id)
             row_count = count_rows(path, self.input_format)
             if row_count == 0:
                 self._judge_empty()
             most = conf.getint("core", "max_map_length", fallback=_DEFAULT_MAP_LENGTH)
-            shards = plan_shards(row_count, self._records_per_batch(), most)
+            shards = plan_shards(row_count, size, most)
             service = MLBatchHook(self.mlbatch_conn_id).get_service(
                 self.service_name, self.service_version
             )
@@ -126,6 +137,9 @@ class ShardPlanOperator(BaseOperator):
                 format=self.input_format,
             )
             begin_dataset(location(self.output_path, self.output_conn_id))
+            if self.rejects_path is not None:
+                # Also if this run fails, what it rejects is not mixed up with an earlier run's.
+                remove_other_parts(location(self.rejects_path, self.rejects_conn_id), set())
         self.log.info("planned %s shards of %s rows", f"{len(shards):,}", f"{row_count:,}")
         limit = policy.max_failed_records
         most_failed = int(limit * row_count) if isinstance(limit, float) else limit
@@ -138,13 +152,25 @@ class ShardPlanOperator(BaseOperator):
             for shard in shards
         ]
 
-    def _records_per_batch(self) -> int:
-        try:
-            return int(self.records_per_batch)  # a rendered template is text
-        except (TypeError, ValueError):
+    def _check(self) -> None:
+        if self.on_empty not in ("skip", "fail", "succeed"):
             raise InputError(
-                f"records_per_batch: found {self.records_per_batch!r}, expected a whole number"
-            ) from None
+                f"on_empty: found {self.on_empty!r}, expected one of skip, fail, succeed"
+            )
+        # Files called part-… that are not of this run are removed from these folders.
+        folder = _plain(self.output_path)
+        if _plain(self.input_path).rpartition("/")[0] == folder:
+            raise InputError(
+                f"output_path: found {self.output_path!r:.200}, which holds input_path; "
+                "expected a folder of its own"
+            )
+        if self.rejects_path is None:
+            return
+        rejects = _plain(self.rejects_path)
+        if rejects in (folder, _plain(self.input_path).rpartition("/")[0]):
+            raise InputError(
+                f"rejects_path: found {self.rejects_path!r:.200}, expected a folder of its own"
+            )
 
     def _judge_empty(self) -> None:
         told = f"there are no records to score in {self.input_path}"
@@ -152,11 +178,11 @@ class ShardPlanOperator(BaseOperator):
             raise AirflowSkipException(told)
         if self.on_empty == "fail":
             raise AirflowFailException(told)
-        if self.on_empty != "succeed":
-            raise InputError(
-                f"on_empty: found {self.on_empty!r}, expected one of skip, fail, succeed"
-            )
         self.log.info("%s", told)
+
+
+def _plain(path: str) -> str:
+    return path.removeprefix("file://").rstrip("/")
 
 
 class ShardResultsOperator(BatchResultsOperator):
@@ -168,6 +194,8 @@ class ShardResultsOperator(BatchResultsOperator):
     """
 
     template_fields: Sequence[str] = (*BatchResultsOperator.template_fields, "shard")
+    # Who waits for the dataset waits for the commit, not for each of its parts.
+    has_outlet: ClassVar[bool] = False
 
     def __init__(self, *, shard: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -181,6 +209,9 @@ class ShardResultsOperator(BatchResultsOperator):
         if self.rejects_path is None:
             return None
         return location(self.rejects_path, self.rejects_conn_id) / self._part_name()
+
+    def _manifest(self) -> Any:
+        return None
 
     def _part_name(self) -> str:
         from airflow_mlbatch.datasets.parts import part_name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from airflow.providers.common.compat.sdk import TaskGroup, task_group
@@ -100,7 +100,9 @@ class BatchScoreTaskGroup(TaskGroup):
             "columns": columns,
         }
         target: dict[str, Any] = {"output_path": output_path, "output_conn_id": output_conn_id}
-        rejects = {"rejects_path": rejects_path, "rejects_conn_id": rejects_conn_id}
+        rejects: dict[str, Any] = {"rejects_path": rejects_path, "rejects_conn_id": rejects_conn_id}
+        # Airflow's own has no types.
+        id_of: Callable[[str], str] = self.child_id
         with self:
             plan = ShardPlanOperator(
                 task_id="plan",
@@ -109,6 +111,7 @@ class BatchScoreTaskGroup(TaskGroup):
                 on_empty=on_empty,
                 **table,
                 **target,
+                **rejects,
                 **service,
             )
 
@@ -146,7 +149,7 @@ class BatchScoreTaskGroup(TaskGroup):
             mapped = shards.expand_kwargs(plan.output)
             commit = DatasetCommitOperator(
                 task_id="commit",
-                parts_task_id=self.child_id("shards.write"),
+                parts_task_id=id_of("shards.write"),
                 plan_task_id=plan.task_id,
                 format=format,
                 max_failed_records=max_failed_records,
@@ -161,7 +164,7 @@ class BatchScoreTaskGroup(TaskGroup):
             if cleanup:
                 delete = BatchDeleteOperator(
                     task_id="cleanup",
-                    score_task_ids=[self.child_id("shards.score")],
+                    score_task_ids=[id_of("shards.score")],
                     **service,
                 )
                 commit >> delete.as_teardown()

@@ -1,0 +1,72 @@
+"""Arguments as a template leaves them.
+
+Law: a number or a list that went through a template is text (``"5"``, ``"[0, 3]"``), unless the Dag
+renders native objects; both mean the same here. What is neither is refused with the argument's name.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from airflow_mlbatch.errors import InputError
+
+__all__ = ["as_list", "as_row_range", "as_whole_number"]
+
+
+def as_whole_number(name: str, found: Any, *, least: int = 0) -> int:
+    """A whole number, also as text.
+
+    :raises InputError: it is something else, or less than ``least``
+    """
+    number = found
+    if isinstance(found, str):
+        try:
+            number = int(found)
+        except ValueError:
+            number = None
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise InputError(f"{name}: found {found!r:.80}, expected a whole number from {least} on")
+    return number
+
+
+def as_list(found: Any, *, of: type | tuple[type, ...] = object) -> list[Any]:
+    """A list: as it is, from the text of one, or of the single value.
+
+    :param of: what its items are; a text is taken for a list only if all of its items are that, so
+        that a glob such as ``[0-9].png`` stays one
+    """
+    if isinstance(found, str):
+        if found.strip()[:1] in ("[", "("):
+            try:
+                listed = ast.literal_eval(found.strip())
+            except (ValueError, SyntaxError):
+                return [found]
+            if isinstance(listed, list | tuple) and all(isinstance(item, of) for item in listed):
+                return list(listed)
+        return [found]
+    if isinstance(found, Mapping) or not isinstance(found, Iterable):
+        return [found]
+    return list(found)
+
+
+def as_row_range(found: Any) -> tuple[int, int | None] | None:
+    """A range of rows, ``(start, stop)``; ``stop`` may be missing (``None``).
+
+    :raises InputError: it is something else
+    """
+    if found is None or found in ("", "None"):
+        return None
+    expected = "expected (start, stop) with whole numbers and 0 <= start <= stop"
+    pair = as_list(found, of=(int, type(None)))
+    if len(pair) != 2:
+        raise InputError(f"row_range: found {found!r:.80}, {expected}")
+    try:
+        start = as_whole_number("row_range", pair[0])
+        stop = None if pair[1] in (None, "", "None") else as_whole_number("row_range", pair[1])
+    except InputError:
+        raise InputError(f"row_range: found {found!r:.80}, {expected}") from None
+    if stop is not None and stop < start:
+        raise InputError(f"row_range: found {found!r:.80}, {expected}")
+    return start, stop
