@@ -1,0 +1,128 @@
+"""One Airflow, one scoring server and one proxy between them, for all system tests of a session."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server_process import RunningServer, running_server
+from tests.system.airflow_processes import AirflowProcesses, Run, eventually, running_airflow
+from tests.system.scoring_proxy import Held, Passed, ScoringProxy, scoring_proxy
+from tests.system.services import VERSIONS
+
+SERVICES = Path(__file__).parent / "services.py"
+
+
+@pytest.fixture(scope="session")
+def gates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which a file opens the gate of its name."""
+    return tmp_path_factory.mktemp("gates")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, gates: Path) -> Iterator[RunningServer]:
+    """The scoring server; a batch behind a closed gate occupies one of its workers."""
+    data_dir = tmp_path_factory.mktemp("scoring-server")
+    arguments = ("--services", str(SERVICES), "--workers", "8")
+    with running_server(
+        *arguments, data_dir=data_dir, env={"MLBATCH_TEST_GATES": str(gates)}
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def proxy(server: RunningServer) -> Iterator[ScoringProxy]:
+    """What Airflow takes for the server."""
+    with scoring_proxy(server.url) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def airflow(
+    tmp_path_factory: pytest.TempPathFactory, server: RunningServer, proxy: ScoringProxy
+) -> Iterator[AirflowProcesses]:
+    """Airflow on SQLite, with one triggerer named `triggerer`."""
+    home = tmp_path_factory.mktemp("airflow")
+    url = f"http://127.0.0.1:{proxy.port}"
+    with running_airflow(home, url, server.password) as running:
+        yield running
+
+
+class Case:
+    """A batch of its own: a version of the service, a table, a gate."""
+
+    RECORDS = 5
+
+    def __init__(
+        self, number: int, folder: Path, gates: Path, airflow: AirflowProcesses, proxy: ScoringProxy
+    ) -> None:
+        self.version, self.airflow, self.proxy = str(number), airflow, proxy
+        self._gate = gates / f"gate-{number}"
+        self._table, self._scored = folder / "table.csv", folder / "scored.csv"
+        with self._table.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["gate", "x"])
+            # The last record waits, so that there is always progress to be seen.
+            gates_of_records = [""] * (self.RECORDS - 1) + [self._gate.name]
+            writer.writerows([gate, x] for x, gate in enumerate(gates_of_records))
+
+    def trigger(self, dag_id: str) -> Run:
+        """Start a run that scores this case's table."""
+        return self.airflow.trigger(
+            dag_id,
+            version=self.version,
+            input_path=str(self._table),
+            output_path=str(self._scored),
+        )
+
+    def open_gate(self) -> None:
+        """Let the batch complete."""
+        self._gate.touch()
+
+    def hold(self, method: str, pattern: str, at: str) -> Held:
+        """Stop the next request of this case; the pattern follows its version in the path."""
+        return self.proxy.hold(method, self._pattern(pattern), at)  # type: ignore[arg-type]
+
+    def passed(self, method: str, pattern: str, status: int | None = None) -> list[Passed]:
+        """What the server has seen of this case."""
+        return self.proxy.passed(method, self._pattern(pattern), status)
+
+    def started(self) -> int:
+        """How many batches the server has begun."""
+        return len(self.passed("POST", r"/batch\?", 202))
+
+    def cancelled(self) -> int:
+        """How many requests to cancel the server has seen."""
+        return len(self.passed("DELETE", "/batch/"))
+
+    def wait_until_polled(self) -> None:
+        """Wait until the server is asked for the batch's state from now on."""
+        before = len(self.passed("GET", "/batch/[^/]+$"))
+        eventually(lambda: len(self.passed("GET", r"/batch/[^/]+")) > before, what="a poll")
+
+    def scores(self) -> list[float]:
+        """The scored column, in the table's order."""
+        with self._scored.open(newline="") as file:
+            return [float(row["y"]) for row in csv.DictReader(file)]
+
+    def _pattern(self, pattern: str) -> str:
+        return f"/api/gated/{self.version}{pattern}"
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def case(
+    tmp_path: Path, gates: Path, airflow: AirflowProcesses, proxy: ScoringProxy
+) -> Iterator[Case]:
+    """A batch that no other test has to do with."""
+    number = next(_numbers)
+    assert number < VERSIONS
+    made = Case(number, tmp_path, gates, airflow, proxy)
+    yield made
+    made.open_gate()

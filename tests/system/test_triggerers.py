@@ -1,0 +1,81 @@
+"""Triggerers come, go and stall; batches go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.system.airflow_processes import AirflowProcesses, eventually
+from tests.system.conftest import Case
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def second(airflow: AirflowProcesses) -> Iterator[str]:
+    """Another triggerer beside the first."""
+    airflow.start_triggerer("second")
+    yield "second"
+    if airflow.is_started("second"):
+        airflow.kill("second")
+
+
+def completes_uncancelled(case: Case, run: object) -> None:
+    case.wait_until_polled()
+    case.open_gate()
+    assert run.wait_for_end() == "success", run.logs()  # type: ignore[attr-defined]
+    assert (case.started(), case.cancelled()) == (1, 0)
+
+
+def test_a_restart_cancels_nothing(case: Case) -> None:
+    run = case.trigger("score_deferred")
+    run.wait_for_task("score", "deferred")
+    case.wait_until_polled()
+    case.airflow.stop("triggerer")
+    assert case.cancelled() == 0
+    case.airflow.start_triggerer("triggerer")
+    completes_uncancelled(case, run)
+
+
+def test_the_other_takes_over_from_a_killed_one(case: Case, second: str) -> None:
+    run = case.trigger("score_deferred")
+    run.wait_for_task("score", "deferred")
+    watching = eventually(lambda: watched_by(case, run.task("score")), what="a triggerer has it")
+    case.wait_until_polled()
+    case.airflow.kill(watching)
+    completes_uncancelled(case, run)
+    if watching == "triggerer":
+        case.airflow.start_triggerer("triggerer")
+
+
+def test_one_that_stalls_and_comes_back_cancels_nothing(case: Case, second: str) -> None:
+    """It finds its triggers moved to the other one, which Airflow 3.3.2 reports as a kill."""
+    airflow = case.airflow
+    run = case.trigger("score_deferred")
+    run.wait_for_task("score", "deferred")
+    watching = eventually(lambda: watched_by(case, run.task("score")), what="a triggerer has it")
+    case.wait_until_polled()
+    group = airflow.pid(watching)
+    os.killpg(group, signal.SIGSTOP)
+    try:
+        eventually(
+            lambda: watched_by(case, run.task("score")) not in ("", watching), what="it has moved"
+        )
+        case.wait_until_polled()
+    finally:
+        os.killpg(group, signal.SIGCONT)
+    eventually(lambda: "invoking on_kill" in run.log("score"), what="Airflow tells the trigger")
+    eventually(lambda: case.passed("GET", "/batch/"), what="polls")
+    time.sleep(5)  # for what should not happen
+    completes_uncancelled(case, run)
+
+
+def watched_by(case: Case, task: dict[str, object]) -> str:
+    """The name of the triggerer that watches for a task."""
+    job = task.get("triggerer_job") or {}
+    assert isinstance(job, dict)
+    return case.airflow.triggerer_of(job["id"]) if job else ""
