@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -59,6 +60,7 @@ class NonblockingDriver:
         self._lock = asyncio.Lock()
         self._opening = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
+        self._tls: ssl.SSLContext | None = None
 
     async def run(self, flow: Flow[T], on_report: Callable[[Report], None] | None = None) -> T:
         """Run a flow to its end and return its value, or raise what it raises."""
@@ -127,6 +129,7 @@ class NonblockingDriver:
             data=send.body,
             allow_redirects=False,
             proxy=proxy_for(url),
+            ssl=await self._trusted() if url.startswith("https:") else True,
             timeout=aiohttp.ClientTimeout(
                 total=send.seconds,
                 sock_connect=self._endpoint.connect_timeout,
@@ -137,11 +140,9 @@ class NonblockingDriver:
     async def _opened(self) -> aiohttp.ClientSession:
         async with self._opening:
             if self._session is None:
-                # Reading certificates takes tens of milliseconds of disk and CPU: not on the loop.
-                context = await asyncio.to_thread(self._endpoint.ssl_context)
                 self._session = aiohttp.ClientSession(
                     connector=aiohttp.TCPConnector(
-                        limit=self._max_connections, ssl=context, socket_factory=_open_socket
+                        limit=self._max_connections, socket_factory=_open_socket
                     ),
                     auto_decompress=False,
                     # Proxies are read by our own rule; what else would be trusted is ~/.netrc.
@@ -152,6 +153,13 @@ class NonblockingDriver:
                 # It would send some requests twice by itself: repeats are the flow's decision.
                 self._session._retry_connection = False  # noqa: SLF001
         return self._session
+
+    async def _trusted(self) -> ssl.SSLContext:
+        async with self._opening:
+            if self._tls is None:
+                # Reading certificates takes tens of milliseconds of disk and CPU: not on the loop.
+                self._tls = await asyncio.to_thread(self._endpoint.ssl_context)
+        return self._tls
 
 
 # What a broken line looks like from here.

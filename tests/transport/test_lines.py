@@ -296,9 +296,9 @@ def test_a_reply_that_says_that_it_is_too_large_is_not_read(driver: DriverName) 
 
 
 @both
-def test_a_small_reply_that_unpacks_to_gigabytes(driver: DriverName) -> None:
+def test_a_small_reply_that_unpacks_to_a_large_one(driver: DriverName) -> None:
     packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
-    bomb = b"".join(packer.compress(bytes(MIB)) for _ in range(512)) + packer.flush()
+    bomb = b"".join(packer.compress(bytes(MIB)) for _ in range(64)) + packer.flush()
     answer = Answer(200, bomb, [("Content-Encoding", "gzip")])
     with FaultServer(Play({"POST": [TOKENS], "GET": [answer]})) as server:
         outcome = Talk(server.url).hold(

@@ -44,8 +44,10 @@ NOW = 1_479_934_000.0
     ("body", "expires_at", "refresh"),
     [
         (
-            b'{"token_type":"Bearer","access_token":"a","expires_in":3600,'
-            b'"expires_on":1479937454,"refresh_token":"r"}',
+            (
+                b'{"token_type":"Bearer","access_token":"a","expires_in":3600,'
+                b'"expires_on":1479937454,"refresh_token":"r"}'
+            ),
             NOW + 3600,
             "r",
         ),
@@ -213,8 +215,10 @@ def test_keys_in_pascal_case() -> None:
             "service 's', inputParameterDefinitions: found",
         ),
         (
-            b'[{"name":"s","version":"1","inputParameterDefinitions":'
-            b'[{"name":"x","type":"tensor"}]}]',
+            (
+                b'[{"name":"s","version":"1","inputParameterDefinitions":'
+                b'[{"name":"x","type":"tensor"}]}]'
+            ),
             "found type 'tensor', expected one of logical",
         ),
         (b"<html>", "list of services: expected JSON"),
@@ -259,13 +263,17 @@ def test_a_state_that_nobody_knows(word: Any) -> None:
     ("body", "status"),
     [
         (
-            b'{"state":"Complete","completedItemCount":2,"totalItemCount":2,'
-            b'"batchExecutionResults":[',
+            (
+                b'{"state":"Complete","completedItemCount":2,"totalItemCount":2,'
+                b'"batchExecutionResults":['
+            ),
             BatchStatus(BatchState.COMPLETE, 2, 2),
         ),
         (
-            b'{"BatchExecutionResults":[{"a":"}]"}],"TotalItemCount":5,"CompletedItemCount":1,'
-            b'"State":"inProgress"}',
+            (
+                b'{"BatchExecutionResults":[{"a":"}]"}],"TotalItemCount":5,"CompletedItemCount":1,'
+                b'"State":"inProgress"}'
+            ),
             BatchStatus(BatchState.IN_PROGRESS, 1, 5),
         ),
         (
@@ -322,8 +330,10 @@ def outputs(text: str) -> bytes:
     ("text", "values"),
     [
         (
-            '{"l":true,"i":3,"n":0.5,"c":"\\u03b2","v":[1,"a",null],"m":[[1,2],[3,4]],'
-            '"d":{"am_Pred":[0.64]}}',
+            (
+                '{"l":true,"i":3,"n":0.5,"c":"\\u03b2","v":[1,"a",null],"m":[[1,2],[3,4]],'
+                '"d":{"am_Pred":[0.64]}}'
+            ),
             {
                 "l": True,
                 "i": 3,
@@ -396,13 +406,17 @@ def test_an_output_of_any_name(name: str) -> None:
     ("body", "record"),
     [
         (
-            b'{"success":true,"errorMessage":"","consoleOutput":"","changedFiles":'
-            b'["Histogram.png"],"outputParameters":{"answer":0.6418125}}',
+            (
+                b'{"success":true,"errorMessage":"","consoleOutput":"","changedFiles":'
+                b'["Histogram.png"],"outputParameters":{"answer":0.6418125}}'
+            ),
             RecordResult(0, True, {"answer": 0.6418125}, artifacts=("Histogram.png",)),
         ),
         (
-            b'{"Success":false,"ErrorMessage":"no horses","ConsoleOutput":"hm","ChangedFiles":null,'
-            b'"OutputParameters":null}',
+            (
+                b'{"Success":false,"ErrorMessage":"no horses","ConsoleOutput":"hm","ChangedFiles":null,'
+                b'"OutputParameters":null}'
+            ),
             RecordResult(0, False, {"answer": None}, "no horses", "hm"),
         ),
         (b'{"errorMessage":"no horses"}', RecordResult(0, False, {"answer": None}, "no horses")),
