@@ -17,6 +17,8 @@ from tests.system.airflow_processes import running_airflow
 if TYPE_CHECKING:
     import psutil
 
+    from benchmarks.pieces import Watch
+
 ROWS, ROWS_OF_A_BATCH = 1_000_000, 100_000
 _DAGS = Path(__file__).with_name("dags")
 _PARTS = ("api-server", "dag-processor", "scheduler", "triggerer")
@@ -65,13 +67,11 @@ def check(path: str, rows: int, url: str, password: str) -> dict[str, Any]:
 
 
 def _name_of(process: psutil.Process, root: str) -> str:
-    """What a process of Airflow does, as far as it says so."""
-    title = " ".join(process.cmdline())
-    if root == "scheduler":
-        for word, name in (("task runner", "task"), ("LocalExecutor", "executor's worker")):
-            if word in title:
-                return name
-    return root
+    """What a process of Airflow says that it is; for a task, the id of its task instance."""
+    _, is_worker, doing = " ".join(process.cmdline()).strip().partition("airflow worker -- ")
+    if not is_worker:
+        return root
+    return "executor's worker" if doing.startswith("LocalExecutor") else doing
 
 
 def _run(say: Say) -> list[Line]:
@@ -94,13 +94,9 @@ def _run(say: Say) -> list[Line]:
                 took = time.monotonic() - began
             say(f"{state} after {seconds(took)}")
             assert state == "success", dag_run.logs()
-            parts = _times(dag_run.tasks())
+            tasks = dag_run.tasks()
             checked = run(check, path=scored, rows=ROWS, url=server.url, password=server.password)
     assert checked["parts"] == checked["executions"] == ROWS // ROWS_OF_A_BATCH
-    peaks = ", ".join(
-        f"{name} {mb(peak)}" + (f" (of up to {watch.counts[name]})" * (watch.counts[name] > 1))
-        for name, peak in sorted(watch.peaks.items(), key=lambda one: -one[1])
-    )
     what = f"{ROWS:,} rows through `BatchScoreTaskGroup` with all of Airflow's processes"
     return [
         Line(
@@ -113,14 +109,25 @@ def _run(say: Say) -> list[Line]:
         reported(
             f"{what}: time from the start of the run to its end",
             seconds(took),
-            f"LocalExecutor with 4 slots, SQLite, embedded server with two workers; {parts}",
+            f"LocalExecutor with 4 slots, SQLite, embedded server with two workers; {_times(tasks)}",
         ),
         reported(
             f"{what}: memory at the peak",
             f"{mb(watch.total)} in all",
-            f"the largest process of each kind: {peaks}",
+            f"the largest process of each kind: {_peaks(watch, tasks)}",
         ),
     ]
+
+
+def _peaks(watch: Watch, tasks: list[dict[str, Any]]) -> str:
+    """The largest process of each kind, the largest first."""
+    names = {task["id"]: f"task {task['task_id'].rpartition('.')[2]}" for task in tasks}
+    peaks: dict[str, int] = {}
+    for found, peak in watch.peaks.items():
+        name = names.get(found, found)
+        peaks[name] = max(peaks.get(name, 0), peak)
+    ordered = sorted(peaks.items(), key=lambda one: -one[1])
+    return ", ".join(f"{name} {mb(peak)}" for name, peak in ordered)
 
 
 def _times(tasks: list[dict[str, Any]]) -> str:
