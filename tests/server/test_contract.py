@@ -266,7 +266,7 @@ def test_an_index_that_is_none(api: Api, index: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/api", "/api/a/b/c/d", "/login/", "//login", "/%2e%2e/status"]
+    "path", ["/", "/api", "/api/a/b/c/d", "/login/", "/%2e%2e/status"]
 )
 def test_a_path_that_is_not_there(api: Api, path: str) -> None:
     assert_error(api.get(path), 404, "no such path")
