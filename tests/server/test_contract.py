@@ -265,9 +265,7 @@ def test_an_index_that_is_none(api: Api, index: str) -> None:
         assert_error(api.get(f"{path}/{index}/{rest}"), 400, "index: found")
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/api", "/api/a/b/c/d", "/login/", "/%2e%2e/status"]
-)
+@pytest.mark.parametrize("path", ["/", "/api", "/api/a/b/c/d", "/login/", "/%2e%2e/status"])
 def test_a_path_that_is_not_there(api: Api, path: str) -> None:
     assert_error(api.get(path), 404, "no such path")
 
