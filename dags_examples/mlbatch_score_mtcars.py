@@ -7,6 +7,7 @@ service `mtService`; give your own paths when you trigger it.
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 from airflow.sdk import DAG, Param
@@ -23,7 +24,12 @@ EXAMPLE_DATA = Path(os.environ.get("MLBATCH_EXAMPLE_DATA", "/tmp/mlbatch"))  # n
 with DAG(
     dag_id="mlbatch_score_mtcars",
     schedule=None,
-    default_args={"service_name": "mtService", "service_version": "v1.0.0", "retries": 2},
+    default_args={
+        "service_name": "mtService",
+        "service_version": "v1.0.0",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=10),
+    },
     params={
         "input_path": Param(str(EXAMPLE_DATA / "mtcars.csv"), type="string"),
         "output_dir": Param(str(EXAMPLE_DATA / "scored"), type="string"),

@@ -62,10 +62,7 @@ async def acquire_session(conn_id: str) -> AsyncSession:
 
     :raises ConnectionConfigError: a field of the connection makes no sense
     """
-    from airflow.providers.common.compat.connection import get_async_connection
-
-    connection = await get_async_connection(conn_id)
-    settings = read_settings(connection, await _extra_of(connection))
+    settings = read_settings(*await _looked_up(conn_id))
     # The first import of aiohttp takes a tenth of a second: not on the loop.
     transport = await asyncio.to_thread(
         importlib.import_module, "airflow_mlbatch.transport.nonblocking"
@@ -80,13 +77,20 @@ async def acquire_session(conn_id: str) -> AsyncSession:
     return session.share()
 
 
-async def _extra_of(connection: Connection) -> Mapping[str, Any]:
-    try:
-        from airflow.providers.common.compat.connection import get_async_extra_dejson
-    except ImportError:
-        # The last common.compat for Python 3.10 is older than that function.
-        return await asyncio.to_thread(lambda: connection.extra_dejson)
-    return await get_async_extra_dejson(connection)
+async def _looked_up(conn_id: str) -> tuple[Connection, Mapping[str, Any]]:
+    """A connection and its extra field, without a synchronous call on the event loop."""
+    from airflow.providers.common.compat.sdk import BaseHook, Connection
+
+    if hasattr(Connection, "aextra_dejson"):
+        connection = await BaseHook.aget_connection(conn_id)
+        return connection, await connection.aextra_dejson()
+    # Before Airflow 3.3.2 the asynchronous look-up masks secrets with a synchronous call, which can
+    # raise DeadlockImminentError (apache/airflow#68377). The releases of common.compat that guard
+    # against it do not exist for every Python that Airflow supports, so the guard stands here.
+    from asgiref.sync import sync_to_async
+
+    connection = await sync_to_async(BaseHook.get_connection)(conn_id)
+    return connection, await sync_to_async(lambda: connection.extra_dejson)()
 
 
 async def _conceal(secret: str) -> None:
@@ -94,7 +98,7 @@ async def _conceal(secret: str) -> None:
         from airflow.sdk.log import amask_secret
     except ImportError:
         # Before Airflow 3.3 there is only the synchronous one, which must not run on the loop.
-        from airflow.providers.common.compat.sdk import mask_secret
+        from airflow.sdk.log import mask_secret
 
         await asyncio.to_thread(mask_secret, secret)
     else:

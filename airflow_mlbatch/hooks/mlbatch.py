@@ -427,7 +427,7 @@ class MLBatchHook(BaseHook):
         return self._settings
 
     def _make_driver(self, settings: Settings) -> BlockingDriver:
-        from airflow.providers.common.compat.sdk import mask_secret
+        from airflow.sdk.log import mask_secret
 
         from airflow_mlbatch.transport.blocking import BlockingDriver
 
