@@ -406,8 +406,9 @@ class BatchResultsOperator(BaseOperator):
 
         def take(block: RecordBlock) -> None:
             for record in splice(block, rescored.results):
-                told = {"success": record.success, "error": record.error}
-                rows.append({"index": record.index, **record.outputs, **told})
+                own = {"index": record.index, "success": record.success, "error": record.error}
+                # Also before an output of such a name that the service did not declare.
+                rows.append({"index": record.index, **record.outputs, **own})
 
         self._read(self.execution_id, take, restart=rows.clear)
         failed = [row for row in rows if not row["success"]]

@@ -72,3 +72,32 @@ def flaky(key: str, x: float) -> float:
 )
 def every_type(**inputs: Any) -> dict[str, Any]:
     return inputs
+
+
+@service(
+    "ill-named", version="1", inputs={"x": float}, outputs={"success": float, "mlbatch_index": int}
+)
+def ill_named(x: float) -> dict[str, Any]:
+    """Its outputs have names that the results use themselves."""
+    return {"success": x, "mlbatch_index": 1}
+
+
+@service("long", version="1", inputs={"x": int}, outputs={"text": str})
+def long_text(x: int) -> str:
+    """An answer of two thousand letters, so that a few records fill many blocks."""
+    return f"n{x:04d}" * 400
+
+
+@service(
+    "files",
+    version="1",
+    inputs={"name": str},
+    outputs={"size": int},
+    artifacts=["größe.txt", "data.bin", "empty.log"],
+)
+def files(name: str) -> int:
+    """Leaves a text, a file that is none, and nothing in a third."""
+    Path("größe.txt").write_text(f"größe {name}\n", encoding="utf-8")
+    Path("data.bin").write_bytes(bytes(range(256)) * 4)
+    Path("empty.log").touch()
+    return 1024

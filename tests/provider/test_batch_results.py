@@ -1,0 +1,783 @@
+"""BatchResultsOperator against a live server: rows in order, judged, whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as arrow_csv
+import pyarrow.parquet as parquet
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, Asset, AssetAlias
+from airflow.sdk import DAG
+
+from airflow_mlbatch.errors import BatchError, ExecutionNotFoundError, RecordsFailedError
+from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.operators import BatchResultsOperator
+from airflow_mlbatch.operators.batch_results import _RESCORING_KEY
+from tests.provider.airflow_side import FakeStateStore
+
+Scored = Callable[..., str]
+
+
+def results(**kwargs: Any) -> BatchResultsOperator:
+    named = {"service_name": "double", "service_version": "1", "poll_interval": 0.05, **kwargs}
+    return BatchResultsOperator(task_id="results", **named)
+
+
+@pytest.fixture(scope="module")
+def batches() -> dict[str, str]:
+    """Executions that several tests read."""
+    return {}
+
+
+@pytest.fixture
+def scored(hook: MLBatchHook, batches: dict[str, str]) -> Scored:
+    """Score records; the same records give the same execution."""
+
+    def score(service: str, records: Any, version: str = "1") -> str:
+        key = json.dumps([service, version, records])
+        if key not in batches:
+            execution_id = hook.start_batch(service, version, records, 4)
+            hook.watch_batch(service, version, execution_id, poll_interval=0.05)
+            batches[key] = execution_id
+        return batches[key]
+
+    return score
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Five rows: an id, a number under another name than the input's, a text."""
+    path = tmp_path / "in.csv"
+    path.write_text("id,power,note\n" + "".join(f"r{n},{n},n {n}\n" for n in range(5)))
+    return path
+
+
+FIVE = {"x": [0, 1, 2, 3, 4]}
+MIXED = {"x": [4, -1, 9, -2, 16]}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table in any format, by another reader than ours."""
+    if path.suffix == ".parquet":
+        return parquet.read_table(path).to_pylist()
+    data = path.read_bytes()
+    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    if ".jsonl" in path.name:
+        return [json.loads(line) for line in text.splitlines()]
+    delimiter = "\t" if ".tsv" in path.name else ","
+    rows = list(csv.DictReader(text.splitlines(), delimiter=delimiter))
+    return [{name: _value(cell) for name, cell in row.items()} for row in rows]
+
+
+def _value(cell: str) -> Any:
+    if cell in ("true", "false", ""):
+        return {"true": True, "false": False, "": None}[cell]
+    with contextlib.suppress(ValueError):
+        return float(cell)
+    return cell
+
+
+# --- XCom ----------------------------------------------------------------------------------------
+
+
+def test_xcom(context: dict[str, Any], scored: Scored) -> None:
+    execution_id = scored("picky", MIXED)
+    rows = results(service_name="picky", execution_id=execution_id, max_failed_records=2).execute(
+        context
+    )
+    assert [row["y"] for row in rows] == [2.0, None, 3.0, None, 4.0]
+    assert rows[0] == {"index": 0, "y": 2.0, "success": True, "error": None}
+    assert rows[1]["index"] == 1
+    assert rows[1]["success"] is False
+    assert "x is negative: -1" in rows[1]["error"]
+    assert json.loads(json.dumps(rows)) == rows
+
+
+def test_xcom_of_every_type(context: dict[str, Any], scored: Scored) -> None:
+    record = {
+        "a": True,
+        "b": 2,
+        "c": 0.5,
+        "d": "größe",
+        "e": [1, 2],
+        "f": [[1, 2], [3, 4]],
+        "g": {"p": [1, 2], "q": ["x", None]},
+    }
+    execution_id = scored("every-type", [record])
+    rows = results(service_name="every-type", execution_id=execution_id).execute(context)
+    assert rows == [{"index": 0, **record, "success": True, "error": None}]
+    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+
+
+def test_xcom_has_a_limit(context: dict[str, Any], scored: Scored) -> None:
+    with pytest.raises(AirflowFailException, match="max_xcom_records: found 5 .*give output_path"):
+        results(execution_id=scored("double", FIVE), max_xcom_records="4").execute(context)
+
+
+def test_xcom_refuses_outputs_with_its_own_keys(
+    context: dict[str, Any], scored: Scored, tmp_path: Path
+) -> None:
+    execution_id = scored("ill-named", {"x": [1]})
+    operator = results(service_name="ill-named", execution_id=execution_id)
+    with pytest.raises(AirflowFailException, match="output_path: .*the output 'success'"):
+        operator.execute(context)
+    operator.output_path = str(tmp_path / "out.csv")
+    with pytest.raises(AirflowFailException, match="outputs: found 'mlbatch_index'"):
+        operator.execute(context)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_xcom_names_inputs_when_the_table_is_known(
+    context: dict[str, Any], scored: Scored, tmp_path: Path
+) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("power\n7\n4\n-1\n9\n-2\n16\n")
+    operator = results(
+        service_name="picky",
+        execution_id=scored("picky", MIXED),
+        input_path=str(path),
+        columns={"x": "power"},
+        row_range=(1, 6),
+    )
+    told = r"2 of 5 records failed.*record 2 \(power=-1.0\): .*; record 4 \(power=-2.0\): "
+    with pytest.raises(AirflowFailException, match=told):
+        operator.execute(context)
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["o.parquet", "o.csv", "o.tsv", "o.jsonl", "o.csv.gz", "o.tsv.gz", "o.jsonl.gz"]
+)
+def test_formats(
+    context: dict[str, Any], scored: Scored, table: Path, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "out" / name
+    manifest = results(
+        execution_id=scored("double", FIVE),
+        input_path=str(table),
+        columns={"x": "power"},
+        output_path=f"file://{path}",
+        id_columns=["note"],
+        keep_columns=["id"],
+    ).execute(context)
+    rows = read(path)
+    assert [list(row) for row in rows] == 5 * [
+        ["note", "id", "y", "mlbatch_index", "mlbatch_success", "mlbatch_error"]
+    ]
+    assert [(row["note"], row["id"], row["y"]) for row in rows] == [
+        (f"n {n}", f"r{n}", 2.0 * n) for n in range(5)
+    ]
+    assert [row["mlbatch_index"] for row in rows] == [0, 1, 2, 3, 4]
+    assert {(row["mlbatch_success"], row["mlbatch_error"]) for row in rows} == {(True, None)}
+    # In place, and nothing beside it but the manifest that the XCom is.
+    assert sorted(each.name for each in path.parent.iterdir()) == [name, f"{name}.manifest.json"]
+    assert json.loads(path.with_name(f"{name}.manifest.json").read_text()) == manifest
+
+
+def test_format_named(context: dict[str, Any], scored: Scored, tmp_path: Path) -> None:
+    path = tmp_path / "scores"
+    results(execution_id=scored("double", FIVE), output_path=str(path), format="parquet").execute(
+        context
+    )
+    assert parquet.read_table(path).num_rows == 5
+
+
+def test_manifest(
+    context: dict[str, Any], scored: Scored, tmp_path: Path, hook: MLBatchHook
+) -> None:
+    table = tmp_path / "in.csv"
+    table.write_text("x\n4\n-1\n9\n-2\n16\n")
+    execution_id = scored("picky", MIXED)
+    manifest = results(
+        service_name="picky",
+        execution_id=execution_id,
+        input_path=str(table),
+        output_path=str(tmp_path / "out.parquet"),
+        rejects_path=str(tmp_path / "rejects.csv"),
+        max_failed_records="0.4",
+    ).execute(context)
+    assert (manifest["rows"], manifest["succeeded"], manifest["failed"]) == (5, 3, 2)
+    assert manifest["execution_ids"] == [execution_id]
+    assert (manifest["server"], manifest["service_name"]) == (hook.url, "picky")
+    assert [column["name"] for column in manifest["columns"]] == [
+        *("x", "y", "mlbatch_index", "mlbatch_success", "mlbatch_error")
+    ]
+    for told, name in ((manifest["files"][0], "out.parquet"), (manifest["rejects"], "rejects.csv")):
+        data = (tmp_path / name).read_bytes()
+        assert told["name"] == name
+        assert told["bytes"] == len(data)
+        assert told["sha256"] == hashlib.sha256(data).hexdigest()
+    assert manifest["rejects"]["rows"] == 2
+    assert "correct horse" not in json.dumps(manifest)
+
+
+@pytest.mark.parametrize(
+    ("keep", "ids", "expected"),
+    [
+        ("all", None, ["id", "power", "note"]),
+        (None, ["note"], ["note"]),
+        (["power"], [], ["power"]),
+        ("['power']", "['id']", ["id", "power"]),
+        (["power", "id"], ["id"], ["id", "power"]),
+    ],
+)
+def test_kept_columns(
+    context: dict[str, Any],
+    scored: Scored,
+    table: Path,
+    tmp_path: Path,
+    keep: Any,
+    ids: Any,
+    expected: list[str],
+) -> None:
+    results(
+        execution_id=scored("double", FIVE),
+        input_path=str(table),
+        columns={"x": "power"},
+        output_path=str(tmp_path / "out.csv"),
+        keep_columns=keep,
+        id_columns=ids,
+    ).execute(context)
+    header = (tmp_path / "out.csv").read_text().splitlines()[0].replace('"', "").split(",")
+    assert header[:-4] == expected
+
+
+@pytest.mark.parametrize("given", [(1, 3), ["1", "3"], "(1, 3)", "[1, 3]"])
+def test_row_range(
+    context: dict[str, Any], scored: Scored, table: Path, tmp_path: Path, given: Any
+) -> None:
+    manifest = results(
+        execution_id=scored("double", {"x": [1, 2]}),
+        input_path=str(table),
+        columns={"x": "power"},
+        row_range=given,
+        output_path=str(tmp_path / "out.jsonl"),
+    ).execute(context)
+    rows = read(tmp_path / "out.jsonl")
+    assert [(row["id"], row["y"], row["mlbatch_index"]) for row in rows] == [
+        ("r1", 2.0, 1),
+        ("r2", 4.0, 2),
+    ]
+    assert manifest["files"][0]["first_index"] == 1
+
+
+def test_without_input(context: dict[str, Any], scored: Scored, tmp_path: Path) -> None:
+    results(execution_id=scored("double", FIVE), output_path=str(tmp_path / "out.jsonl")).execute(
+        context
+    )
+    assert next(list(row) for row in read(tmp_path / "out.jsonl")) == [
+        *("y", "mlbatch_index", "mlbatch_success", "mlbatch_error")
+    ]
+
+
+def test_one_row_frames_are_spread(context: dict[str, Any], scored: Scored, tmp_path: Path) -> None:
+    execution_id = scored("TxService", {"hp": [120.0, 110.0], "wt": [2.8, 2.62]}, "1.0")
+    results(
+        service_name="TxService",
+        service_version="1.0",
+        execution_id=execution_id,
+        output_path=str(tmp_path / "out.parquet"),
+    ).execute(context)
+    schema = parquet.read_schema(tmp_path / "out.parquet")
+    assert schema.field("answer_am_Pred").type == pa.float64()
+    assert "answer" not in schema.names
+
+
+def test_nested_outputs(context: dict[str, Any], scored: Scored, tmp_path: Path) -> None:
+    record = {
+        "a": True,
+        "b": 2,
+        "c": 0.5,
+        "d": "größe",
+        "e": [1, 2],
+        "f": [[1, 2], [3, 4]],
+        "g": {"p": [1, 2], "q": ["x", None]},
+    }
+    empty = {**dict.fromkeys("abcd"), "e": [], "f": None, "g": {"p": [3], "q": ["z"]}}
+    execution_id = scored("every-type", [record, empty])
+    for name in ("out.parquet", "out.jsonl"):
+        results(
+            service_name="every-type",
+            execution_id=execution_id,
+            output_path=str(tmp_path / name),
+        ).execute(context)
+        rows = [{key: row[key] for key in record} for row in read(tmp_path / name)]
+        assert rows == [record, empty]
+    results(
+        service_name="every-type", execution_id=execution_id, output_path=str(tmp_path / "out.csv")
+    ).execute(context)
+    first = arrow_csv.read_csv(tmp_path / "out.csv").to_pylist()[0]
+    assert json.loads(first["g"]) == record["g"]
+    assert json.loads(first["f"]) == record["f"]
+
+
+# --- refused, and nothing is written -------------------------------------------------------------
+
+
+def test_a_running_batch_is_refused(
+    context: dict[str, Any], hook: MLBatchHook, tmp_path: Path
+) -> None:
+    execution_id = hook.start_batch("slow", "1", {"x": [1.0], "seconds": [30.0]})
+    try:
+        operator = results(
+            service_name="slow", execution_id=execution_id, output_path=str(tmp_path / "out.csv")
+        )
+        with pytest.raises(BatchError, match=r"is not complete .*; wait for it with"):
+            operator.execute(context)
+    finally:
+        hook.cancel_batch("slow", "1", execution_id)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(AirflowFailException, match="Execution not found"):
+        operator.execute(context)
+
+
+@pytest.mark.parametrize("rows", [4, 6])
+def test_counts_must_agree(
+    context: dict[str, Any], scored: Scored, tmp_path: Path, rows: int
+) -> None:
+    (tmp_path / "in.csv").write_text("x\n" + "1\n" * rows)
+    with pytest.raises(AirflowFailException, match=f"5 results for {rows} rows"):
+        results(
+            execution_id=scored("double", FIVE),
+            input_path=str(tmp_path / "in.csv"),
+            output_path=str(tmp_path / "out.csv"),
+            rejects_path=str(tmp_path / "rejects.csv"),
+        ).execute(context)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"max_failed_records": "some"}, "max_failed_records: found 'some'"),
+        ({"max_failed_records": -1}, "max_failed_records: found -1"),
+        ({"rescore_failed": "-1"}, "rescore_failed: found '-1'"),
+        ({"rescore_failed": True}, "rescore_failed: found True"),
+        ({"parallel_count": 0}, "parallel_count: found 0"),
+        ({"row_range": "two"}, "row_range: found 'two'"),
+        ({"row_range": (3, 2)}, r"row_range: found \(3, 2\)"),
+        ({"output_path": "{tmp}/out.xlsx"}, "found no known format"),
+        ({"format": "xlsx"}, "format: found 'xlsx'"),
+        ({"rejects_path": "{tmp}/rejects"}, "found no known format"),
+        ({"rejects_path": "{tmp}/out.csv"}, "rejects_path: .*another path than output_path"),
+        ({"output_path": "file://{tmp}/in.csv"}, "output_path: .*another path than input_path"),
+        ({"input_path": None, "rescore_failed": 1}, "input_path: .*for rescore_failed"),
+        ({"input_path": None, "id_columns": ["id"]}, "input_path: .*for id_columns"),
+        ({"input_path": None, "keep_columns": ["id"]}, "input_path: .*for keep_columns"),
+        ({"input_path": None, "row_range": (0, 1)}, "input_path: .*for row_range"),
+        ({"output_path": None, "rejects_path": "{tmp}/r.csv"}, "output_path: .*for rejects_path"),
+        ({"output_path": None, "id_columns": ["id"]}, "output_path: .*for id_columns"),
+        ({"id_columns": ["nobody"]}, "id_columns: found 'nobody'"),
+        ({"id_columns": ["nobody"], "rescore_failed": 2}, "id_columns: found 'nobody'"),
+        ({"keep_columns": "power"}, "keep_columns: found 'power'|'power'"),
+        ({"input_path": "{tmp}/nothing.csv"}, "found no such file"),
+        ({"service_version": "2"}, "404 .*not found"),
+        ({"execution_id": "nobody"}, "Execution not found"),
+    ],
+)
+def test_bad_arguments(
+    context: dict[str, Any],
+    scored: Scored,
+    hook: MLBatchHook,
+    tmp_path: Path,
+    given: dict[str, Any],
+    told: str,
+) -> None:
+    (tmp_path / "in.csv").write_text(
+        "id,x\n" + "".join(f"r{n},{x}\n" for n, x in enumerate(MIXED["x"]))
+    )
+    arguments: dict[str, Any] = {
+        "execution_id": scored("picky", MIXED),
+        "service_name": "picky",
+        "input_path": "{tmp}/in.csv",
+        "output_path": "{tmp}/out.csv",
+        **given,
+    }
+    for name, value in arguments.items():
+        if isinstance(value, str):
+            arguments[name] = value.replace("{tmp}", str(tmp_path))
+    if given == {"keep_columns": "power"}:
+        # The text of a single name is a list of one, and that column is not there.
+        told = "keep_columns: found 'power'"
+    before = hook.list_batch_executions("picky", "1")
+    with pytest.raises(AirflowFailException, match=told):
+        results(**arguments).execute(context)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+    assert hook.list_batch_executions("picky", "1") == before
+
+
+# --- records that fail ---------------------------------------------------------------------------
+
+
+THOUSAND = {"x": [-1 if n in (17, 400, 999) else n for n in range(1000)]}
+
+
+@pytest.fixture
+def thousand(tmp_path: Path) -> Path:
+    path = tmp_path / "in.csv"
+    path.write_text("id,x\n" + "".join(f"r{n},{x}\n" for n, x in enumerate(THOUSAND["x"])))
+    return path
+
+
+@pytest.mark.parametrize("allowed", [3, "3", 0.003, "0.003", 0.5])
+def test_policy_allows(
+    context: dict[str, Any], scored: Scored, thousand: Path, tmp_path: Path, allowed: Any
+) -> None:
+    manifest = results(
+        service_name="picky",
+        execution_id=scored("picky", THOUSAND),
+        input_path=str(thousand),
+        output_path=str(tmp_path / "out.parquet"),
+        rejects_path=str(tmp_path / "rejects.jsonl"),
+        max_failed_records=allowed,
+    ).execute(context)
+    assert (manifest["rows"], manifest["failed"]) == (1000, 3)
+    failed = [row for row in read(tmp_path / "out.parquet") if not row["mlbatch_success"]]
+    assert [row["id"] for row in failed] == ["r17", "r400", "r999"]
+    check_rejects(tmp_path / "rejects.jsonl")
+
+
+def check_rejects(path: Path) -> None:
+    """Exactly the three, with their inputs."""
+    rejects = read(path)
+    assert [(row["id"], row["x"], row["mlbatch_index"]) for row in rejects] == [
+        ("r17", "-1", 17),
+        ("r400", "-1", 400),
+        ("r999", "-1", 999),
+    ]
+    assert all("x is negative" in row["mlbatch_error"] for row in rejects)
+
+
+@pytest.mark.parametrize("allowed", [0, "2", 0.0029])
+def test_policy_refuses(
+    context: dict[str, Any], scored: Scored, thousand: Path, tmp_path: Path, allowed: Any
+) -> None:
+    operator = results(
+        service_name="picky",
+        execution_id=scored("picky", THOUSAND),
+        input_path=str(thousand),
+        output_path=str(tmp_path / "out.csv"),
+        rejects_path=str(tmp_path / "rejects.jsonl"),
+        keep_columns=None,
+        max_failed_records=allowed,
+    )
+    told = r"3 of 1,000 records failed.*; they are: record 17 \(x=.*-1.*\): .*x is negative"
+    with pytest.raises(AirflowFailException, match=told) as caught:
+        operator.execute(context)
+    assert isinstance(caught.value.__cause__, RecordsFailedError)
+    assert [failure["index"] for failure in caught.value.__cause__.failures] == [17, 400, 999]
+    # The table is not there, but what is wrong with it is.
+    assert not (tmp_path / "out.csv").exists()
+    check_rejects(tmp_path / "rejects.jsonl")
+
+
+def test_a_failure_leaves_the_table_of_an_earlier_run(
+    context: dict[str, Any], scored: Scored, tmp_path: Path
+) -> None:
+    def write(service: str, records: Any) -> None:
+        results(
+            service_name=service,
+            execution_id=scored(service, records),
+            output_path=str(tmp_path / "out.csv"),
+        ).execute(context)
+
+    write("double", FIVE)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(AirflowFailException):
+        write("picky", MIXED)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    write("double", {"x": [7]})
+    assert len(read(tmp_path / "out.csv")) == 1
+    manifest = json.loads((tmp_path / "out.csv.manifest.json").read_text())
+    assert manifest["rows"] == 1
+
+
+# --- a second try --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def flaky_table(tmp_path: Path) -> Path:
+    """Four records; the second and the fourth fail for the first time."""
+    path = tmp_path / "in.csv"
+    keys = [f"{tmp_path.name}-{n}" for n in range(4)]
+    path.write_text(
+        "key,x\n" + "".join(f"{k},{x}\n" for k, x in zip(keys, [1, -2, 3, -4], strict=True))
+    )
+    return path
+
+
+def flaky_batch(hook: MLBatchHook, table: Path) -> str:
+    rows = [line.split(",") for line in table.read_text().splitlines()[1:]]
+    records = [{"key": key, "x": float(x)} for key, x in rows]
+    execution_id = hook.start_batch("flaky", "1", records)
+    hook.watch_batch("flaky", "1", execution_id, poll_interval=0.05)
+    return execution_id
+
+
+def test_rescored_records_are_whole(
+    context: dict[str, Any],
+    hook: MLBatchHook,
+    flaky_table: Path,
+    tmp_path: Path,
+    store: FakeStateStore,
+) -> None:
+    execution_id = flaky_batch(hook, flaky_table)
+    before = hook.list_batch_executions("flaky", "1")
+    manifest = results(
+        service_name="flaky",
+        execution_id=execution_id,
+        input_path=str(flaky_table),
+        output_path=str(tmp_path / "out.csv"),
+        rejects_path=str(tmp_path / "rejects.csv"),
+        rescore_failed=1,
+    ).execute(context)
+    assert [(row["x"], row["y"]) for row in read(tmp_path / "out.csv")] == [
+        *((1.0, 1.0), (-2.0, 2.0), (3.0, 3.0), (-4.0, 4.0))
+    ]
+    assert (manifest["succeeded"], manifest["failed"]) == (4, 0)
+    assert read(tmp_path / "rejects.csv") == []
+    # The further batch is told of, and gone.
+    first, second = manifest["execution_ids"]
+    assert first == execution_id
+    with pytest.raises(ExecutionNotFoundError):
+        hook.get_batch_status("flaky", "1", second)
+    assert hook.list_batch_executions("flaky", "1") == before
+    assert store.texts == {}
+
+
+def test_rescored_through_xcom(
+    context: dict[str, Any], hook: MLBatchHook, flaky_table: Path
+) -> None:
+    rows = results(
+        service_name="flaky",
+        execution_id=flaky_batch(hook, flaky_table),
+        input_path=str(flaky_table),
+        rescore_failed="1",
+    ).execute(context)
+    assert [row["y"] for row in rows] == [1.0, 2.0, 3.0, 4.0]
+    assert [row["index"] for row in rows] == [0, 1, 2, 3]
+
+
+def test_rescoring_in_vain(
+    context: dict[str, Any], scored: Scored, hook: MLBatchHook, tmp_path: Path
+) -> None:
+    (tmp_path / "in.csv").write_text("x\n4\n-1\n9\n-2\n16\n")
+    operator = results(
+        service_name="picky",
+        execution_id=scored("picky", MIXED),
+        input_path=str(tmp_path / "in.csv"),
+        output_path=str(tmp_path / "out.csv"),
+        rescore_failed=2,
+    )
+    before = hook.list_batch_executions("picky", "1")
+    # Not AirflowFailException: the next attempt scores them again, and may have more luck.
+    with pytest.raises(RecordsFailedError, match="2 of 5 records failed"):
+        operator.execute(context)
+    assert hook.list_batch_executions("picky", "1") == before
+
+
+def test_a_batch_that_a_dead_attempt_left_is_deleted(
+    context: dict[str, Any],
+    hook: MLBatchHook,
+    flaky_table: Path,
+    tmp_path: Path,
+    store: FakeStateStore,
+) -> None:
+    execution_id = flaky_batch(hook, flaky_table)
+    left = hook.start_batch("flaky", "1", [{"key": "left", "x": 1.0}])
+    store.set(_RESCORING_KEY, left)
+    results(
+        service_name="flaky",
+        execution_id=execution_id,
+        input_path=str(flaky_table),
+        output_path=str(tmp_path / "out.csv"),
+        rescore_failed=1,
+    ).execute(context)
+    with pytest.raises(ExecutionNotFoundError):
+        hook.get_batch_status("flaky", "1", left)
+    assert store.texts == {}
+
+
+def test_on_kill_cancels_a_second_try(
+    context: dict[str, Any], hook: MLBatchHook, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "in.csv").write_text("x,seconds\n1,0\n")
+    operator = results(
+        service_name="slow", execution_id="none", input_path=str(tmp_path / "in.csv")
+    )
+    operator.on_kill()  # nothing has begun
+    left = hook.start_batch("slow", "1", [{"x": 1.0, "seconds": 60.0}])
+    operator.hook.get_server_status()
+    operator._rescoring_id = left
+    operator.on_kill()
+    with pytest.raises(ExecutionNotFoundError):
+        hook.get_batch_status("slow", "1", left)
+
+
+# --- Airflow -------------------------------------------------------------------------------------
+
+
+def test_a_fixed_path_is_an_outlet(context: dict[str, Any], scored: Scored, tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    operator = results(execution_id=scored("double", FIVE), output_path=str(path))
+    assert operator.outlets == [Asset(uri=f"file://{path}")]
+    operator.execute(context)
+    told = context["outlet_events"][operator.outlets[0]].extra
+    assert (told["rows"], told["succeeded"], told["failed"]) == (5, 5, 0)
+    assert told["execution_ids"] == [operator.execution_id]
+
+
+@pytest.mark.parametrize(
+    ("path", "uri"),
+    [
+        ("/data/a b/größe.csv", "file:///data/a b/größe.csv"),
+        ("s3://bucket/key.parquet", "s3://bucket/key.parquet"),
+        ("s3://my_conn@bucket/key.parquet", "s3://bucket/key.parquet"),
+        ("{{ params.path }}", None),
+        ("relative/out.csv", None),
+    ],
+)
+def test_outlet_uris(path: str, uri: str | None) -> None:
+    outlets = results(execution_id="1", output_path=path).outlets
+    assert [outlet.uri for outlet in outlets] == ([uri] if uri else [])
+
+
+def test_own_outlets_are_kept(tmp_path: Path) -> None:
+    path = str(tmp_path / "out.csv")
+    own = Asset(name="scores", uri=f"file://{path}")
+    assert results(execution_id="1", output_path=path, outlets=[own]).outlets == [own]
+    other = Asset(name="other", uri="s3://bucket/other")
+    both = [other, Asset(uri=f"file://{path}")]
+    assert results(execution_id="1", output_path=path, outlets=other).outlets == both
+    with DAG("with_defaults", default_args={"outlets": [other]}):
+        assert results(execution_id="1", output_path=path).outlets == both
+
+
+def test_an_alias_learns_the_asset(context: dict[str, Any], scored: Scored, tmp_path: Path) -> None:
+    alias = AssetAlias("scores")
+    operator = results(
+        execution_id=scored("double", FIVE),
+        output_path="{{ params.folder }}/out.csv",
+        outlets=[alias],
+    )
+    assert operator.outlets == [alias]
+    operator.render_template_fields({"params": {"folder": str(tmp_path)}})
+    operator.execute(context)
+    (event,) = context["outlet_events"][alias].asset_alias_events
+    assert event.dest_asset_key.uri == f"file://{tmp_path}/out.csv"
+    assert event.extra["rows"] == 5
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_templates_and_default_args(
+    context: dict[str, Any], scored: Scored, table: Path, tmp_path: Path, native: bool
+) -> None:
+    defaults = {"service_name": "double", "service_version": "1", "max_failed_records": "{{ p }}"}
+    with DAG("templates", default_args=defaults, render_template_as_native_obj=native):
+        operator = BatchResultsOperator(
+            task_id="results",
+            execution_id="{{ id }}",
+            input_path="{{ tmp }}/in.csv",
+            output_path="{{ tmp }}/out-{{ ds }}.csv",
+            columns={"x": "{{ column }}"},
+            row_range=["{{ start }}", "{{ start + 5 }}"],
+            id_columns=["{{ 'id' }}"],
+            keep_columns="{{ none_of_them }}",
+            rescore_failed="{{ p }}",
+        )
+    values = {"id": scored("double", FIVE), "tmp": str(tmp_path), "ds": "2026-01-01", "p": 5}
+    values |= {"column": "power", "start": 0, "none_of_them": "all"}
+    operator.render_template_fields(values)
+    operator.execute(context)
+    assert len(read(tmp_path / "out-2026-01-01.csv")) == 5
+
+
+# --- killed --------------------------------------------------------------------------------------
+
+KILLED = textwrap.dedent(
+    """
+    import sys, time
+    from airflow_mlbatch.datasets.writers import TableWriter
+    from airflow_mlbatch.operators import BatchResultsOperator
+    from airflow.sdk.execution_time.context import OutletEventAccessors
+    from tests.provider.airflow_side import FakeTaskInstance
+
+    write = TableWriter.write
+
+    def slowly(self, batch):
+        write(self, batch)
+        print("wrote", batch.num_rows, flush=True)
+        if sys.argv[4] == "slowly":
+            time.sleep(60)
+
+    TableWriter.write = slowly
+    BatchResultsOperator(
+        task_id="results", service_name="long", service_version="1", execution_id=sys.argv[1],
+        input_path=sys.argv[2], output_path=sys.argv[3],
+    ).execute({"ti": FakeTaskInstance(), "outlet_events": OutletEventAccessors()})
+    """
+)
+
+
+def test_killed_in_the_middle_of_writing(scored: Scored, tmp_path: Path) -> None:
+    name = "out.parquet"
+    execution_id = scored("long", {"x": list(range(1500))})
+    (tmp_path / "in.csv").write_text("x\n" + "".join(f"{n}\n" for n in range(1500)))
+    folder = tmp_path / "out"
+
+    def start(pace: str) -> subprocess.Popen[str]:
+        arguments = [execution_id, str(tmp_path / "in.csv"), str(folder / name), pace]
+        root = Path(__file__).parents[2]
+        return subprocess.Popen(
+            [sys.executable, "-c", KILLED, *arguments],
+            env={**os.environ, "PYTHONPATH": str(root)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def visible() -> set[str]:
+        return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+    with start("slowly") as process:
+        try:
+            assert process.stdout is not None
+            assert any(line.startswith("wrote ") for line in process.stdout)
+            assert visible() == set()
+            # The one that is being written, under another name.
+            assert len(list(folder.iterdir())) == 1
+        finally:
+            process.send_signal(signal.SIGKILL)
+    assert visible() == set()
+    assert len(list(folder.iterdir())) == 1
+    with start("at once") as process:
+        assert process.stdout is not None
+        for _ in process.stdout:
+            # Whatever is there under the final name is whole: at first nothing, then everything.
+            if name in visible():
+                check_long(folder / name)
+    assert process.returncode == 0
+    check_long(folder / name)
+    assert {path.name for path in folder.iterdir()} == {name, f"{name}.manifest.json"}
+
+
+def check_long(path: Path) -> None:
+    rows = read(path)
+    assert [int(row["x"]) for row in rows] == list(range(1500))
+    assert [row["text"] for row in rows] == [f"n{n:04d}" * 400 for n in range(1500)]
