@@ -255,6 +255,7 @@ class BatchScoreOperator(BaseOperator):
             on_ambiguous_submission=self.on_ambiguous_submission,
             log=self.log,
             claimed=lambda: _ids_of_siblings(context),
+            max_tries=getattr(context["ti"], "max_tries", None),
         ).run()
         if not submitted.is_adopted:
             self.log.info(

@@ -38,6 +38,10 @@ OnAmbiguousSubmission = Literal["fail", "resubmit"]
 # that is not in its list yet can still appear. Retries usually come later than that anyway.
 _SETTLING_SECONDS = 30.0
 _SETTLING_PAUSE = 2.0
+# How long the trigger of a cleared task may take to cancel the batch: the next attempt is often
+# quicker, and would take over what is about to be deleted.
+_CANCELLING_SECONDS = 15.0
+_CANCELLING_PAUSE = 1.0
 # Ids known before the intent are kept as short digests: the store takes 64 KiB for one key.
 _DIGEST = 8
 _MOST_DIGESTS = 7000
@@ -94,7 +98,10 @@ class Submission:
     """Starts a batch once.
 
     :param store: Airflow's task state store, or ``None`` where there is none
-    :param cancels: whether an execution of another payload, left by an earlier attempt, is cancelled
+    :param cancels: whether an execution of another payload, left by an earlier attempt, is cancelled,
+        and whether the batch of a task that a user clears is
+    :param max_tries: Airflow's limit of attempts: it grows when a user clears the task, not when the
+        task is retried; ``None`` where it is not known
     :param claimed: asked for ids that belong to other tasks, when several could be ours
     """
 
@@ -108,10 +115,11 @@ class Submission:
         on_ambiguous_submission: OnAmbiguousSubmission,
         log: logging.Logger | Any,
         claimed: Callable[[], Iterable[str]] = tuple,
+        max_tries: int | None = None,
     ) -> None:
         self._hook, self._store, self._payload = hook, store, payload
         self._cancels, self._on_ambiguous = cancels, on_ambiguous_submission
-        self._log, self._claimed = log, claimed
+        self._log, self._claimed, self._max_tries = log, claimed, max_tries
         self._named = (payload.service_name, payload.service_version)
 
     def run(self) -> Submitted:
@@ -134,19 +142,27 @@ class Submission:
     # --- what an earlier attempt left ------------------------------------------------------------
 
     def _adopt(self, left: dict[str, Any]) -> Submitted | None:
-        execution_id, submitted_at = left.get("execution_id"), float(left["at"])
+        execution_id = left.get("execution_id")
         if execution_id is None:
             return self._settle(left, wait=True)
-        try:
-            status = self._hook.get_batch_status(*self._named, execution_id)
-        except ExecutionNotFoundError:
-            self._log.warning("execution %s of an earlier attempt is gone", execution_id)
-            return None
-        if status.state is BatchState.FAILED:
-            self._log.warning("execution %s of an earlier attempt failed", execution_id)
-            return None
+        was_cleared = self._cancels and left.get("max_tries") != self._max_tries
+        until = time.time() + _CANCELLING_SECONDS
+        while True:
+            try:
+                status = self._hook.get_batch_status(*self._named, execution_id)
+            except ExecutionNotFoundError:
+                self._log.warning("execution %s of an earlier attempt is gone", execution_id)
+                return None
+            if status.state is BatchState.FAILED:
+                self._log.warning("execution %s of an earlier attempt failed", execution_id)
+                return None
+            if not was_cleared or time.time() >= until:
+                break
+            self._log.info("the task was cleared: is execution %s being cancelled?", execution_id)
+            time.sleep(_CANCELLING_PAUSE)
         self._log.info("taking over execution %s: %s", execution_id, status)
-        return Submitted(execution_id, submitted_at, is_adopted=True)
+        # Whoever comes next is to wait only if the task is cleared once more.
+        return self._keep({**left, "max_tries": self._max_tries}, execution_id, is_adopted=True)
 
     def _drop(self, left: dict[str, Any]) -> None:
         execution_id = left.get("execution_id")
@@ -180,6 +196,7 @@ class Submission:
             "count": payload.count,
             "known": known,
             "at": time.time(),
+            "max_tries": self._max_tries,
             "execution_id": None,
         }
         if self._store is not None:

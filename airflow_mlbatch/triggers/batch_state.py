@@ -6,6 +6,8 @@ keyword or an event; nothing remote is cancelled in ``cleanup``, which runs at e
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,6 +21,7 @@ from airflow_mlbatch.protocol.messages import Report
 __all__ = ["BatchStateTrigger"]
 
 _STILL_DEFERRED = "deferred"
+_preparation: asyncio.Task[None] | None = None
 
 
 class BatchStateTrigger(BaseTrigger):
@@ -75,6 +78,7 @@ class BatchStateTrigger(BaseTrigger):
         the task retry and the batch run twice."""
         try:
             session = await self._acquired()
+            self._prepare_for_kill()
             outcome = await session.run(
                 session.flows.watch_batch(
                     self.service_name,
@@ -124,22 +128,40 @@ class BatchStateTrigger(BaseTrigger):
         Airflow 3.3.2 calls ``on_kill`` in that case too (apache/airflow#73454).
         """
         task = self.task_instance
-        if task is None:
-            return False
-        from asgiref.sync import sync_to_async
+        return task is not None and _STILL_DEFERRED in await _states_of(task)
 
-        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+    def _prepare_for_kill(self) -> None:
+        """Ask once in a process for a task's state, before it matters.
 
-        states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
-            dag_id=task.dag_id,
-            map_index=task.map_index,
-            task_ids=[task.task_id],
-            run_ids=[task.run_id],
-        )
-        return _STILL_DEFERRED in [str(state) for state in states.get(task.run_id, {}).values()]
+        The first such question makes the triggerer build Airflow's whole API in its process, and that
+        takes seconds which a user who kills a task would wait for.
+        """
+        global _preparation
+        can_be_killed = self.cancel_on_kill and hasattr(BaseTrigger, "on_kill")
+        if _preparation is None and can_be_killed and self.task_instance is not None:
+            _preparation = asyncio.create_task(_look_at(self.task_instance))
 
     def _log_report(self, report: Report) -> None:
         if report.problem is not None:
             self.log.warning("poll of execution %s: %s", self.execution_id, report.problem)
         else:
             self.log.info("execution %s: %s", self.execution_id, report.status)
+
+
+async def _states_of(task: Any) -> list[str]:
+    """The state that a task has now, as Airflow's API tells it."""
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+    from asgiref.sync import sync_to_async
+
+    states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
+        dag_id=task.dag_id,
+        map_index=task.map_index,
+        task_ids=[task.task_id],
+        run_ids=[task.run_id],
+    )
+    return [str(state) for state in states.get(task.run_id, {}).values()]
+
+
+async def _look_at(task: Any) -> None:
+    with contextlib.suppress(Exception):
+        await _states_of(task)
