@@ -281,7 +281,9 @@ class _Feed:
             missing -= parts[-1].num_rows
         if not parts:
             return pa.RecordBatch.from_pylist([], schema=self.schema)
-        return parts[0] if len(parts) == 1 else pa.concat_batches(parts)
+        if len(parts) == 1:
+            return parts[0]
+        return pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
 
     def count_left(self) -> int:
         count = 0

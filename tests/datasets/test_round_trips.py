@@ -32,7 +32,9 @@ some = settings(max_examples=80, deadline=None)
 few = settings(max_examples=40, deadline=None)
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+# Python 3.10 reads no header with NUL in it, and says so.
+letters = st.characters(exclude_categories=["Cs"], exclude_characters="\x00")
+names = st.text(letters, min_size=1, max_size=8)
 safe_integers = st.integers(-(2**53), 2**53)
 any_integers = st.integers(-(2**63), 2**63 - 1)
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -251,10 +253,10 @@ def test_parquet_inputs_are_those_of_the_same_python_values(kind: Any, column: A
 
 
 @given(
-    header=st.lists(text, min_size=1, max_size=4, unique=True),
+    header=st.lists(st.text(letters, max_size=8), min_size=1, max_size=4, unique=True),
     data=st.data(),
 )
-@some
+@few
 def test_kept_columns_of_text_stay_as_they_stand(header: list[str], data: Any) -> None:
     """Text in, text out, and once more: ids such as 007 survive, and so do empty texts and gaps."""
     if header == [""] or any(name.startswith("mlbatch_") for name in header):

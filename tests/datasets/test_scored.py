@@ -95,6 +95,21 @@ def test_the_index_counts_from_the_slice(cars: Path, tmp_path: Path) -> None:
     assert part.rows.schema.names == ["hp", "id", "wt"]
 
 
+@pytest.mark.parametrize("size", [1, 3, 7, 100])
+def test_blocks_and_row_groups_of_any_size_are_joined_by_position(
+    tmp_path: Path, size: int
+) -> None:
+    source = tmp_path / "in.parquet"
+    names = pa.array([f"n{n % 9}" for n in range(100)]).dictionary_encode()
+    table = pa.table({"n": range(100), "name": names})
+    parquet.write_table(table, source, row_group_size=5)
+    numbers = [float(n) for n in range(100)]
+    blocks = [block(n, {"answer": numbers[n : n + size]}) for n in range(0, 100, size)]
+    score(tmp_path / "o.parquet", [ANSWER], blocks, source)
+    for n, row in enumerate(read(tmp_path / "o.parquet")):
+        assert (row["n"], row["name"], row["answer"]) == (n, f"n{n % 9}", n)
+
+
 def test_fewer_results_than_rows(cars: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="found 3 results for 5 rows of input"):
         score(tmp_path / "o.csv", [ANSWER], [block(0, {"answer": [1.0] * 3})], cars)
