@@ -195,7 +195,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 @pytest.mark.parametrize("name", ["t.parquet", "t.csv.gz", "t.jsonl"])
 def test_memory_does_not_grow_with_the_table(tmp_path: Path, name: str) -> None:
-    """90 MB of rows more make no difference to the peak of a process, in MB."""
+    """110 MB of rows more make no difference to the peak of a process, in MB."""
 
     def peak(count: int) -> int:
         done = subprocess.run(
@@ -207,5 +207,5 @@ def test_memory_does_not_grow_with_the_table(tmp_path: Path, name: str) -> None:
         )
         return int(done.stdout)
 
-    small, large = peak(10), peak(90)
-    assert large - small < 50, (small, large)
+    small, large = peak(20), peak(120)
+    assert large - small < 70, (small, large)
