@@ -140,6 +140,8 @@ class NonblockingDriver:
     async def _opened(self) -> aiohttp.ClientSession:
         async with self._opening:
             if self._session is None:
+                # The first look at the proxies imports requests, a tenth of a second: not on the loop.
+                await asyncio.to_thread(proxy_for, self._endpoint.url)
                 self._session = aiohttp.ClientSession(
                     connector=aiohttp.TCPConnector(
                         limit=self._max_connections, socket_factory=_open_socket

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_mlbatch.errors import MLBatchError
-from airflow_mlbatch.hooks.async_session import AsyncSession, acquire_session
-from airflow_mlbatch.hooks.outcomes import event_of
-from airflow_mlbatch.protocol.messages import Report
+
+if TYPE_CHECKING:
+    from airflow_mlbatch.hooks.async_session import AsyncSession
+    from airflow_mlbatch.protocol.messages import Report
 
 __all__ = ["BatchStateTrigger"]
 
@@ -76,6 +78,7 @@ class BatchStateTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Watch the batch; whatever goes wrong becomes an event, because an exception would make
         the task retry and the batch run twice."""
+        event_of = await _loaded("outcomes", "event_of")
         try:
             session = await self._acquired()
             self._prepare_for_kill()
@@ -119,6 +122,7 @@ class BatchStateTrigger(BaseTrigger):
 
     async def _acquired(self) -> AsyncSession:
         if self._session is None:
+            acquire_session = await _loaded("async_session", "acquire_session")
             self._session = await acquire_session(self.mlbatch_conn_id)
         return self._session
 
@@ -146,6 +150,16 @@ class BatchStateTrigger(BaseTrigger):
             self.log.warning("poll of execution %s: %s", self.execution_id, report.problem)
         else:
             self.log.info("execution %s: %s", self.execution_id, report.status)
+
+
+async def _loaded(module: str, name: str) -> Any:
+    """A function of the hooks.
+
+    The triggerer imports this module on its event loop; the rest of what a trigger needs is imported
+    in a thread, because all of it together would hold the loop for a tenth of a second.
+    """
+    path = f"airflow_mlbatch.hooks.{module}"
+    return getattr(await asyncio.to_thread(importlib.import_module, path), name)
 
 
 async def _states_of(task: Any) -> list[str]:

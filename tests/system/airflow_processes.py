@@ -191,10 +191,8 @@ class AirflowProcesses:
         """SIGTERM for a process, as when it is restarted; its children are its own business."""
         process = self._processes.pop(name)
         process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
         # Whoever is left of the group was not ended by its parent.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -99,9 +99,12 @@ def _install(package: str) -> None:
         raise MissingPackageError(f"{package} is not installed, and there is no apt-get")
     prefix: Sequence[str] = ()
     if os.geteuid() != 0:
-        allowed = shutil.which("sudo") and not subprocess.run(
-            ["sudo", "-n", "true"], check=False, capture_output=True
-        ).returncode
+        allowed = (
+            shutil.which("sudo")
+            and not subprocess.run(
+                ["sudo", "-n", "true"], check=False, capture_output=True
+            ).returncode
+        )
         if not allowed:
             raise MissingPackageError(f"{package} is not installed; try: apt-get install {package}")
         prefix = ("sudo", "-n")
