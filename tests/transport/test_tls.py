@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import ipaddress
 import ssl
 from dataclasses import dataclass
@@ -194,6 +195,8 @@ def test_a_client_certificate(driver: DriverName, tls: ssl.SSLContext, papers: P
     assert (outcome.error, outcome.text) == (None, "")
 
 
+# Python 3.10's asyncio forgets to close a line whose other side ends it with an alert.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @both
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_a_client_certificate_that_is_missing(
@@ -205,6 +208,7 @@ def test_a_client_certificate_that_is_missing(
     with FaultServer(Play(SCRIPT), tls) as server:
         talk = Talk(server.url, policy=PATIENCE, endpoint={"verify": papers.authority})
         outcome = talk.hold(driver, server_status)
+    gc.collect()
 
     assert outcome.error is ConnectionLostError
     assert outcome.sent == ("POST /login",) * 4
