@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_mlbatch.errors import InputError
+from airflow_mlbatch.errors import InputError, RecordsFailedError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors
 from airflow_mlbatch.operators.assets import emit, with_outlet
@@ -300,7 +300,11 @@ class DatasetCommitOperator(BaseOperator):
                 for found in part.get("first_failures", ())
             ]
             failed = sum(part["failed"] for part in parts)
-            policy.judge(failed, row_count, failures, what=self.service_name)
+            try:
+                policy.judge(failed, row_count, failures, what=self.service_name)
+            except RecordsFailedError as error:
+                error.is_permanent = True  # the parts are what they are
+                raise
             folder = location(self.output_path, self.output_conn_id)
             manifest = publish_dataset(
                 folder,

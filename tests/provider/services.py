@@ -101,3 +101,17 @@ def files(name: str) -> int:
     Path("data.bin").write_bytes(bytes(range(256)) * 4)
     Path("empty.log").touch()
     return 1024
+
+
+@service("stubborn", version="1", inputs={"key": str, "x": float}, outputs={"y": float})
+def stubborn(key: str, x: float) -> float:
+    """Fails the first two times that it sees a key of a negative number."""
+    if x < 0:
+        seen = Path(os.environ["MLBATCH_TEST_MARKERS"]) / f"stubborn-{key}"
+        with seen.open("a+") as file:
+            file.write("x")
+            file.seek(0)
+            times = len(file.read())
+        if times <= 2:
+            raise RuntimeError(f"time {times} for {key}")
+    return abs(x)

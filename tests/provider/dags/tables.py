@@ -1,0 +1,91 @@
+"""Dags that the tests run whole: large tables in shards, mapped tables, assets."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, AssetAlias, task
+
+from airflow_mlbatch.operators import BatchResultsOperator, BatchScoreOperator
+from airflow_mlbatch.task_groups import BatchScoreTaskGroup
+
+TABLES = os.environ.get("MLBATCH_TEST_TABLES", "/nowhere")
+DAGS: dict[str, DAG] = {}
+RETRIES = {"retries": 2, "retry_delay": timedelta(0)}
+
+
+def large(case: str, service_name: str, output: str = "out", **kwargs: Any) -> DAG:
+    """A Dag of one task group, whose table and dataset are in a folder of the same name."""
+    params = {"input": kwargs.pop("input", "in.csv")}
+    with DAG(f"large_{case}", schedule=None, params=params) as dag:
+        BatchScoreTaskGroup(
+            "table",
+            service_name=service_name,
+            service_version="1",
+            input_path=f"file://{TABLES}/{case}/{{{{ params.input }}}}",
+            output_path=f"file://{TABLES}/{case}/{output}",
+            poll_interval=0.1,
+            task_args=RETRIES,
+            **kwargs,
+        )
+    DAGS[dag.dag_id] = dag
+    return dag
+
+
+large("many", "double", input="in.parquet", records_per_batch=300, cleanup=True, id_columns=["id"])
+large("single", "double", format="csv", keep_columns=None, max_active_batches=1)
+large(
+    "jsonl",
+    "double",
+    output="{{ ds[:0] }}out",
+    format="jsonl",
+    records_per_batch=6,
+    deferrable=False,
+)
+large("stubborn", "stubborn", records_per_batch=5, rescore_failed=1)
+POLICY: dict[str, Any] = {
+    "records_per_batch": "40",
+    "rejects_path": f"{TABLES}/{{{{ dag.dag_id }}}}-rejects",
+    "cleanup": True,
+}
+large("allowed", "picky", max_failed_records=0.03, **POLICY)
+large("refused", "picky", max_failed_records="2", **POLICY)
+large("crowded", "picky", max_failed_records=2, **POLICY)
+for decision in ("skip", "fail", "succeed"):
+    large(f"empty_{decision}", "double", on_empty=decision, cleanup=True)
+
+NAMED = {"service_name": "double", "service_version": "1"}
+
+with DAG("mapped_tables", schedule=None, default_args={**NAMED, **RETRIES}) as mapped_tables:
+
+    @task
+    def list_tables() -> list[str]:
+        return [f"{TABLES}/mapped/{name}.csv" for name in "abc"]
+
+    names = list_tables()
+    score = BatchScoreOperator.partial(
+        task_id="score", wait_for_completion=True, deferrable=True, poll_interval=0.1
+    ).expand(input_path=names)
+    BatchResultsOperator.partial(
+        task_id="results", outlets=[AssetAlias("mapped_tables")]
+    ).expand_kwargs(
+        score.output.zip(names).map(
+            lambda pair: {
+                "execution_id": pair[0],
+                "input_path": pair[1],
+                "output_path": pair[1].replace(".csv", ".scored.parquet"),
+            }
+        )
+    )
+
+with DAG("fixed_path", schedule=None, default_args=NAMED) as fixed_path:
+    one = BatchScoreOperator(
+        task_id="score", records=[{"x": 1}, {"x": 2}], wait_for_completion=True, poll_interval=0.1
+    )
+    BatchResultsOperator(
+        task_id="results", execution_id=one.output, output_path=f"{TABLES}/fixed/out.jsonl"
+    )
+
+DAGS |= {dag.dag_id: dag for dag in (mapped_tables, fixed_path)}

@@ -1,0 +1,452 @@
+"""Whole Dags against a live server: tables in shards, mapped tables, assets.
+
+One process runs all Dags, because starting Airflow takes longer than most of them; what each did is
+looked at afterwards, from the outside.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+
+from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.operators import BatchDeleteOperator
+from airflow_mlbatch.operators.shards import (
+    DatasetCommitOperator,
+    ShardPlanOperator,
+    ShardResultsOperator,
+)
+from tests.provider.conftest import connection_to
+from tests.server_process import RunningServer
+
+DAGS = Path(__file__).parent / "dags"
+RUNS = [
+    "large_many",
+    "large_many:input=shorter.parquet",
+    "large_single",
+    "large_jsonl",
+    "large_stubborn",
+    "large_allowed",
+    "large_refused",
+    "large_crowded",
+    "large_empty_skip",
+    "large_empty_fail",
+    "large_empty_succeed",
+    "mapped_tables",
+    "fixed_path",
+]
+
+
+@dataclass
+class Ran:
+    """What the Dags did.
+
+    :param runs: by the words that asked for it
+    :param folder: holds the tables
+    :param log: everything that was printed
+    """
+
+    runs: dict[str, dict[str, Any]]
+    folder: Path
+    log: str
+
+    def states(self, run: str) -> dict[str, str]:
+        return {name: task["state"] for name, task in self.runs[run]["tasks"].items()}
+
+
+@pytest.fixture(scope="module")
+def ran(
+    server: RunningServer, airflow_database: str, tmp_path_factory: pytest.TempPathFactory
+) -> Ran:
+    folder = tmp_path_factory.mktemp("tables")
+    make_tables(folder)
+    outcome = folder / "outcome.json"
+    environment = {
+        **os.environ,
+        "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+        "AIRFLOW_CONN_MLBATCH_DEFAULT": connection_to(server),
+        "MLBATCH_TEST_TABLES": str(folder),
+    }
+    with (folder / "log").open("w") as log:
+        subprocess.run(
+            [sys.executable, str(DAGS / "run.py"), str(outcome), *RUNS],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    log = re.sub(r"\x1b\[[0-9;]*m", "", (folder / "log").read_text())
+    assert outcome.exists(), log[-4000:]
+    told = json.loads(outcome.read_text())
+    return Ran(dict(zip(RUNS, told, strict=True)), folder, log)
+
+
+def make_tables(folder: Path) -> None:
+    for case in (
+        *("many", "single", "jsonl", "stubborn", "allowed", "refused", "crowded"),
+        *("empty_skip", "empty_fail", "empty_succeed", "mapped"),
+    ):
+        (folder / case).mkdir()
+    for name, rows in (("in", 1000), ("shorter", 320)):
+        table = pa.table({"x": list(range(rows)), "id": [f"r{n}" for n in range(rows)]})
+        parquet.write_table(table, folder / "many" / f"{name}.parquet", row_group_size=64)
+    for case, rows in (("single", 7), ("jsonl", 10)):
+        write_csv(folder / case, {"x": list(range(rows))})
+    numbers = [-n if n in (6, 8) else n for n in range(15)]
+    write_csv(folder / "stubborn", {"key": [f"key{n}" for n in range(15)], "x": numbers})
+    for case, failing in (
+        ("allowed", (41, 43, 47)),
+        ("refused", (5, 41, 99)),
+        ("crowded", (41, 43, 47)),
+    ):
+        write_csv(folder / case, {"x": [-1 if n in failing else n for n in range(100)]})
+    for decision in ("skip", "fail", "succeed"):
+        write_csv(folder / f"empty_{decision}", {"x": [], "id": []})
+    for place, name in enumerate("abc"):
+        write_csv(folder / "mapped", {"x": [place, place + 1]}, f"{name}.csv")
+
+
+def write_csv(folder: Path, columns: dict[str, list[Any]], name: str = "in.csv") -> None:
+    with (folder / name).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def parts(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith("part-"))
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest, after a look whether it tells the truth."""
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    assert (folder / "_SUCCESS").exists()
+    assert [file["name"] for file in manifest["files"]] == parts(folder)
+    for file in manifest["files"]:
+        data = (folder / file["name"]).read_bytes()
+        assert (file["bytes"], file["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert sum(file["rows"] for file in manifest["files"]) == manifest["rows"]
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"manifest.json", "_SUCCESS", *parts(folder)}
+    return manifest
+
+
+# --- what the Dags did ---------------------------------------------------------------------------
+
+
+def test_many_shards(ran: Ran, hook: MLBatchHook) -> None:
+    assert ran.runs["large_many"]["state"] == "success"
+    states = ran.states("large_many")
+    assert len(states) == 2 * 4 + 3
+    assert set(states.values()) == {"success"}
+    # The second run, of a shorter table, has replaced the dataset of the first.
+    assert ran.runs[RUNS[1]]["state"] == "success"
+    assert len(ran.states(RUNS[1])) == 2 * 2 + 3
+    folder = ran.folder / "many" / "out"
+    manifest = manifest_of(folder)
+    assert (manifest["rows"], manifest["failed"], len(manifest["files"])) == (320, 0, 2)
+    rows = pa.concat_tables(parquet.read_table(folder / name) for name in parts(folder)).to_pylist()
+    assert [list(row) for row in rows[:1]] == [
+        ["id", "x", "y", "mlbatch_index", "mlbatch_success", "mlbatch_error"]
+    ]
+    assert [(row["id"], row["x"], row["y"], row["mlbatch_index"]) for row in rows] == [
+        (f"r{n}", n, 2.0 * n, n) for n in range(320)
+    ]
+    # cleanup=True has deleted the executions of both.
+    assert set(hook.list_batch_executions("double", "1")).isdisjoint(manifest["execution_ids"])
+
+
+def test_the_dataset_is_announced_once(ran: Ran) -> None:
+    """By the commit with the counts of the whole, and not by each part on the way."""
+    for run, rows in zip(RUNS[:2], (1000, 320), strict=True):
+        (event,) = ran.runs[run]["events"]
+        assert event["uri"] == f"file://{ran.folder}/many/out"
+        assert event["task"] == "table.commit"
+        assert event["extra"] == {"rows": rows, "succeeded": rows, "failed": 0}
+
+
+def test_single_shard_of_csv(ran: Ran) -> None:
+    assert ran.runs["large_single"]["state"] == "success"
+    manifest = manifest_of(ran.folder / "single" / "out")
+    assert [file["name"] for file in manifest["files"]] == ["part-00000.csv"]
+    with (ran.folder / "single" / "out" / "part-00000.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(float(row["y"]), row["mlbatch_index"]) for row in rows] == [
+        (2.0 * n, str(n)) for n in range(7)
+    ]
+    assert "x" not in rows[0]
+
+
+def test_shards_of_json_lines(ran: Ran) -> None:
+    folder = ran.folder / "jsonl" / "out"
+    manifest_of(folder)
+    assert parts(folder) == [f"part-{n:05d}.jsonl" for n in range(2)]
+    texts = [(folder / name).read_text() for name in parts(folder)]
+    lines = [json.loads(line) for text in texts for line in text.splitlines()]
+    assert [(row["y"], row["mlbatch_index"]) for row in lines] == [(2.0 * n, n) for n in range(10)]
+    # A templated path is no asset that could be known beforehand.
+    assert ran.runs["large_jsonl"]["events"] == []
+
+
+def test_a_shard_is_retried_alone(ran: Ran) -> None:
+    assert ran.runs["large_stubborn"]["state"] == "success"
+    tasks = ran.runs["large_stubborn"]["tasks"]
+    tries = {
+        name.removeprefix("table.shards."): task["try_number"]
+        for name, task in tasks.items()
+        if "shards" in name
+    }
+    assert tries == {
+        **{f"score[{n}]": 1 for n in range(3)},
+        "write[0]": 1,
+        "write[1]": 2,
+        "write[2]": 1,
+    }
+    manifest = manifest_of(ran.folder / "stubborn" / "out")
+    assert (manifest["rows"], manifest["failed"]) == (15, 0)
+    # The second shard has two batches: its own, and that of its failed rows.
+    assert [len(file["execution_ids"]) for file in manifest["files"]] == [1, 2, 1]
+
+
+def test_policy_over_the_whole_table(ran: Ran) -> None:
+    """Three of a hundred are allowed, also when they are three of forty in one shard."""
+    assert ran.runs["large_allowed"]["state"] == "success"
+    manifest = manifest_of(ran.folder / "allowed" / "out")
+    assert (manifest["rows"], manifest["succeeded"], manifest["failed"]) == (100, 97, 3)
+    check_rejects(ran.folder / "large_allowed-rejects", [41, 43, 47], whole=3)
+
+
+def check_rejects(folder: Path, indexes: list[int], *, whole: int) -> None:
+    assert len(parts(folder)) == whole
+    rows = pa.concat_tables(parquet.read_table(folder / name) for name in parts(folder)).to_pylist()
+    assert [(row["mlbatch_index"], row["x"]) for row in rows] == [(n, "-1") for n in indexes]
+    assert all("x is negative" in row["mlbatch_error"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("case", "failed_task"), [("refused", "table.commit"), ("crowded", "table.shards.write[1]")]
+)
+def test_too_many_failures(ran: Ran, hook: MLBatchHook, case: str, failed_task: str) -> None:
+    """Too many in all shards together are seen by the commit, too many in one by that one."""
+    run = f"large_{case}"
+    assert ran.runs[run]["state"] == "failed"
+    states = ran.states(run)
+    assert states[failed_task] == "failed"
+    assert states["table.commit"] in ("failed", "upstream_failed")
+    # Nothing is published, nothing is left on the server, the rejects are there.
+    assert not (ran.folder / case / "out" / "_SUCCESS").exists()
+    assert not (ran.folder / case / "out" / "manifest.json").exists()
+    assert states["table.cleanup"] == "success"
+    assert hook.list_batch_executions("picky", "1") == []
+    check_rejects(
+        ran.folder / f"{run}-rejects", [5, 41, 99] if case == "refused" else [41, 43, 47], whole=3
+    )
+    assert ran.runs[run]["events"] == []
+    assert ran.runs[run]["tasks"][failed_task]["try_number"] == 1  # a retry would not help
+    text = " ".join(ran.log.split())
+    first = 5 if case == "refused" else 41
+    assert re.search(
+        rf"3 of (?:100|40) records failed, .*? record {first} \(x=.?-1.*?x is negative", text
+    )
+
+
+def test_empty_tables(ran: Ran) -> None:
+    assert ran.runs["large_empty_skip"]["state"] == "success"
+    assert ran.states("large_empty_skip")["table.plan"] == "skipped"
+    assert ran.states("large_empty_skip")["table.commit"] == "skipped"
+    assert ran.runs["large_empty_fail"]["state"] == "failed"
+    assert ran.states("large_empty_fail")["table.plan"] == "failed"
+    for decision in ("skip", "fail"):
+        assert not (ran.folder / f"empty_{decision}" / "out").exists()
+    assert ran.runs["large_empty_succeed"]["state"] == "success"
+    assert ran.states("large_empty_succeed")["table.commit"] == "success"
+    folder = ran.folder / "empty_succeed" / "out"
+    manifest = manifest_of(folder)
+    assert manifest["rows"] == 0
+    table = parquet.read_table(folder / "part-00000.parquet")
+    assert table.num_rows == 0
+    assert {"y", "mlbatch_index"} <= set(table.schema.names)
+
+
+def test_mapped_tables(ran: Ran) -> None:
+    run = ran.runs["mapped_tables"]
+    assert run["state"] == "success", ran.log[-3000:]
+    for place, name in enumerate("abc"):
+        rows = parquet.read_table(ran.folder / "mapped" / f"{name}.scored.parquet").to_pylist()
+        assert [row["y"] for row in rows] == [2.0 * place, 2.0 * (place + 1)]
+    # Paths that are known only when the tasks run reach Airflow through the alias.
+    assert sorted(event["uri"] for event in run["events"]) == [
+        f"file://{ran.folder}/mapped/{name}.scored.parquet" for name in "abc"
+    ]
+    assert {event["extra"]["rows"] for event in run["events"]} == {2}
+
+
+def test_fixed_path(ran: Ran) -> None:
+    (event,) = ran.runs["fixed_path"]["events"]
+    assert event["uri"] == f"file://{ran.folder}/fixed/out.jsonl"
+    assert (event["extra"]["rows"], event["extra"]["failed"]) == (2, 0)
+    assert len(event["extra"]["execution_ids"]) == 1
+
+
+# --- single tasks --------------------------------------------------------------------------------
+
+
+def plan(folder: Path, **kwargs: Any) -> ShardPlanOperator:
+    arguments = {
+        "service_name": "double",
+        "service_version": "1",
+        "input_path": f"{folder}/in.csv",
+        "output_path": f"{folder}/out",
+        **kwargs,
+    }
+    return ShardPlanOperator(task_id="plan", **arguments)
+
+
+def test_plan(context: dict[str, Any], tmp_path: Path) -> None:
+    write_csv(tmp_path, {"x": list(range(25))})
+    (tmp_path / "out").mkdir()
+    for name in ("_SUCCESS", "manifest.json", "part-00000.parquet"):
+        (tmp_path / "out" / name).touch()
+    planned = plan(tmp_path, records_per_batch="10", max_failed_records="0.1").execute(context)
+    assert [each["row_range"] for each in planned] == [[0, 10], [10, 20], [20, 25]]
+    assert {each["max_failed_records"] for each in planned} == {2}
+    assert json.loads(json.dumps(planned)) == planned
+    # The dataset of an earlier run does not pass for complete any more.
+    assert parts(tmp_path / "out") == [path.name for path in (tmp_path / "out").iterdir()]
+
+
+def test_plan_beyond_the_map_length(context: dict[str, Any], tmp_path: Path) -> None:
+    write_csv(tmp_path, {"x": list(range(2049))})
+    told = (
+        "records_per_batch: found 1, which cuts 2,049 rows into 2,049 shards, but .core. "
+        "max_map_length allows 1,024; choose records_per_batch=3 or more"
+    )
+    with pytest.raises(AirflowFailException, match=told):
+        plan(tmp_path, records_per_batch=1).execute(context)
+    assert not (tmp_path / "out").exists()
+    assert len(plan(tmp_path, records_per_batch=3).execute(context)) == 683
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"on_empty": "panic"}, "on_empty: found 'panic'"),
+        ({"records_per_batch": 0}, "records_per_batch: found 0"),
+        ({"records_per_batch": "ten"}, "records_per_batch: found 'ten'"),
+        ({"max_failed_records": 1.5}, "max_failed_records: found 1.5"),
+        ({"columns": {"x": "nobody"}}, "field 'x': found no such column .*'nobody'"),
+        ({"columns": {"z": "x"}}, "columns: found 'z'"),
+        ({"input_path": "{tmp}/nothing.csv"}, "found no such file"),
+        ({"input_path": "{tmp}/in.xlsx"}, "found no known format"),
+        ({"service_version": "2"}, "404"),
+        ({"output_path": "{tmp}"}, "output_path: found .* which holds input_path"),
+        ({"output_path": "file://{tmp}/"}, "output_path: found .* which holds input_path"),
+        ({"rejects_path": "{tmp}/out/"}, "rejects_path: found .* expected a folder of its own"),
+        ({"rejects_path": "{tmp}"}, "rejects_path: found .* expected a folder of its own"),
+    ],
+)
+def test_bad_plans(
+    context: dict[str, Any], tmp_path: Path, given: dict[str, Any], told: str
+) -> None:
+    write_csv(tmp_path, {"x": [1, 2]})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "_SUCCESS").touch()
+    given = {
+        name: value.replace("{tmp}", str(tmp_path)) if isinstance(value, str) else value
+        for name, value in given.items()
+    }
+    with pytest.raises(AirflowFailException, match=told):
+        plan(tmp_path, **given).execute(context)
+    assert (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_plan_skips_an_empty_table(context: dict[str, Any], tmp_path: Path) -> None:
+    write_csv(tmp_path, {"x": []})
+    with pytest.raises(AirflowSkipException, match="no records to score"):
+        plan(tmp_path).execute(context)
+
+
+def test_a_part_is_no_asset(tmp_path: Path) -> None:
+    operator = ShardResultsOperator(
+        task_id="write",
+        service_name="double",
+        service_version="1",
+        execution_id="e",
+        output_path=f"{tmp_path}/out",
+        shard={"shard": 0, "start": 0, "stop": 1},
+    )
+    assert operator.outlets == []
+
+
+def test_commit_wants_a_plan(context: dict[str, Any], tmp_path: Path) -> None:
+    operator = DatasetCommitOperator(
+        task_id="commit",
+        service_name="double",
+        service_version="1",
+        output_path=f"{tmp_path}/out",
+        parts_task_id="write",
+        plan_task_id="plan",
+    )
+    with pytest.raises(AirflowFailException, match="plan_task_id: found None from plan"):
+        operator.execute(context)
+
+
+@pytest.mark.parametrize(
+    "given", ["{ids[0]}", "['{ids[0]}', '{ids[1]}', None]", "list", "None", None]
+)
+def test_delete(context: dict[str, Any], hook: MLBatchHook, given: Any) -> None:
+    ids = [hook.start_batch("double", "1", {"x": [1]}) for _ in range(2)]
+    wanted: Any = [*ids, None, ids[0]] if given == "list" else given
+    if isinstance(given, str) and given != "list":
+        wanted = given.format(ids=ids)
+    operator = BatchDeleteOperator(
+        task_id="delete", service_name="double", service_version="1", execution_ids=wanted
+    )
+    deleted = operator.execute(context)
+    assert deleted == {"{ids[0]}": ids[:1], "None": [], None: []}.get(given, ids)
+    assert operator.execute(context) == []  # what is gone is no error
+    for left in set(ids) - set(deleted):
+        hook.cancel_batch("double", "1", left)
+
+
+@pytest.mark.parametrize("given", [5, [5], {"a": 1}])
+def test_delete_refuses(context: dict[str, Any], given: Any) -> None:
+    operator = BatchDeleteOperator(
+        task_id="delete", service_name="double", service_version="1", execution_ids=given
+    )
+    with pytest.raises(AirflowFailException, match="execution_ids: found"):
+        operator.execute(context)
+
+
+def test_parsing_a_large_table_loads_nothing_heavy() -> None:
+    """A Dag file is parsed every half minute: the same rule as for the package's own modules."""
+    code = (
+        "import sys, airflow.sdk, airflow.providers.common.compat.sdk\n"
+        "from airflow.sdk import DAG\n"
+        "before = set(sys.modules)\n"
+        "from airflow_mlbatch.task_groups import BatchScoreTaskGroup\n"
+        "with DAG('d'):\n"
+        "    BatchScoreTaskGroup('t', service_name='s', service_version='1',"
+        " input_path='/in.parquet', output_path='/out', cleanup=True, rejects_path='/r')\n"
+        "heavy = {'pandas', 'pyarrow', 'numpy', 'requests', 'aiohttp', 'msgspec', 'starlette',"
+        " 'fastapi', 'matplotlib', 's3fs', 'adlfs'}\n"
+        "print(sorted(heavy & (set(sys.modules) - before)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.strip().splitlines()[-1] == "[]"
