@@ -98,8 +98,9 @@ def from_wire(kind: TypeName, value: Any) -> Any:
     if kind in ("logical", "integer", "numeric", "character"):
         if isinstance(value, list) and len(value) == 1:
             return from_wire(kind, value[0])
-        value = _TO_WIRE[kind](value)
-        return float(value) if kind == "numeric" else value
+        if kind == "numeric" and isinstance(value, int):
+            return _double(value)
+        return _TO_WIRE[kind](value)
     if kind == "vector" and not isinstance(value, list):
         raise _misfit(value, "a list")
     return _TO_WIRE[kind](value)
@@ -226,6 +227,15 @@ def _numeric(value: Any) -> float | int:
             return float(value)
         raise _misfit(value, "a number that a double can hold (numeric)")
     raise _misfit(value, "a number (numeric)")
+
+
+def _double(value: int) -> float:
+    # A server's number is a double, also where its shortest digits have no point: 1e20 may come as
+    # 100000000000000000000.
+    try:
+        return float(value)
+    except OverflowError:
+        raise _misfit(value, "a number (numeric)") from None
 
 
 def _fits_double(value: int) -> bool:
