@@ -31,6 +31,7 @@ from airflow_mlbatch.datasets.formats import TableFormat, table_format
 from airflow_mlbatch.datasets.jsonlines import is_json_text, json_text, row_class_for
 from airflow_mlbatch.datasets.locations import StoragePath
 from airflow_mlbatch.datasets.nested import is_assumed
+from airflow_mlbatch.datasets.scored import INDEX_COLUMN
 from airflow_mlbatch.datasets.staging import StagedFile, gzip_into
 from airflow_mlbatch.errors import DatasetError
 
@@ -204,7 +205,9 @@ class _ParquetSink:
         import pyarrow as pa
         import pyarrow.parquet as parquet
 
-        self._writer = parquet.ParquetWriter(pa.PythonFile(file, "w"), schema)
+        self._writer = parquet.ParquetWriter(
+            pa.PythonFile(file, "w"), schema, use_dictionary=_with_dictionary(schema)
+        )
         self._waiting: list[pa.RecordBatch] = []
         self._rows = self._bytes = 0
 
@@ -227,6 +230,26 @@ class _ParquetSink:
         self._rows = self._bytes = 0
         table = pa.Table.from_batches(waiting)
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+
+
+def _with_dictionary(schema: pa.Schema) -> list[str]:
+    """Paths of the leaves whose values may well repeat.
+
+    Scores and row numbers do not: trying to make a dictionary of them takes most of the time of
+    writing, and leaves a larger file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    empty = pa.BufferOutputStream()
+    parquet.write_table(schema.empty_table(), empty)
+    # Parquet names the leaves of nested columns in its own way: it is asked.
+    leaves = parquet.ParquetFile(pa.BufferReader(empty.getvalue())).schema
+    return [
+        leaf.path
+        for leaf in (leaves.column(place) for place in range(len(leaves)))
+        if leaf.physical_type not in ("FLOAT", "DOUBLE") and leaf.path != INDEX_COLUMN
+    ]
 
 
 class _TextSink:
