@@ -1,8 +1,9 @@
-"""The two services of the vendor's guide, on the bundled table of 32 cars.
+"""The two services of the vendor's guide, on the bundled table of 32 cars, and one that fails.
 
 ``mtService`` tells how probable it is that a car has a manual transmission, by a logistic
 regression of ``am`` on ``hp`` and ``wt``; ``TxService`` does the same by least squares. Both models
-are fitted when a worker loads this module.
+are fitted when a worker loads this module. ``carefulService`` is ``mtService`` with an upper limit,
+to show what becomes of records that fail.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 HISTOGRAM = "Histogram.png"
 ANSWER = "answer.csv"
+# Three of the 32 cars are heavier.
+MOST_WEIGHT = 5.0
 _MOST_STEPS = 50
 
 
@@ -119,3 +122,17 @@ def predictTransmission(hp: float | None, wt: float | None) -> dict[str, list[fl
     with open(ANSWER, "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([["am_Pred"], [predicted]])
     return {"am_Pred": [predicted]}
+
+
+@service(
+    "carefulService",
+    version="1.0",
+    inputs={"hp": float, "wt": float},
+    outputs={"answer": float},
+    description="As mtService, without the picture, for cars of at most 5,000 lb: heavier ones fail.",
+)
+def manualTransmissionCarefully(hp: float, wt: float) -> float:  # noqa: N802
+    """Refuse what the model knows too little about."""
+    if wt > MOST_WEIGHT:
+        raise ValueError(f"wt is {wt}, the model is for cars of at most {MOST_WEIGHT} (1000 lb)")
+    return float(_logistic(LOGISTIC_COEFFICIENTS @ np.array([1.0, hp, wt])))

@@ -1,0 +1,185 @@
+"""Every example Dag, run whole against the demonstration's server, as its file alone would run it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as parquet
+import pytest
+
+from airflow_mlbatch.demo.airflow_home import DemoHome, examples_folder
+from tests.provider.conftest import connection_to
+from tests.server_process import RunningServer, running_server
+
+FILES = sorted(examples_folder().glob("*.py"))
+HEAVY = {"pandas", "pyarrow", "numpy", "requests", "aiohttp", "msgspec", "starlette", "matplotlib"}
+
+
+@dataclass
+class Ran:
+    """What the examples did.
+
+    :param outcome: exit codes by file
+    :param data: the folder of their tables
+    :param log: everything that was printed
+    """
+
+    outcome: dict[str, Any]
+    data: Path
+    log: str
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with running_server("--demo", data_dir=tmp_path_factory.mktemp("demo") / "server") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def ran(
+    server: RunningServer, airflow_database: str, tmp_path_factory: pytest.TempPathFactory
+) -> Ran:
+    home = DemoHome(tmp_path_factory.mktemp("examples"))
+    home.prepare()
+    outcome = home.folder / "outcome.json"
+    environment = {
+        **os.environ,
+        "AIRFLOW_CONN_MLBATCH_DEFAULT": connection_to(server),
+        "MLBATCH_EXAMPLE_DATA": str(home.data),
+    }
+    runner = Path(__file__).with_name("run.py")
+    with home.log.open("w") as log:
+        subprocess.run(
+            [sys.executable, str(runner), str(outcome), *map(str, FILES)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    log = re.sub(r"\x1b\[[0-9;]*m", "", home.log.read_text())
+    assert outcome.exists(), log[-4000:]
+    return Ran(json.loads(outcome.read_text()), home.data, log)
+
+
+@pytest.mark.parametrize("name", [file.stem for file in FILES])
+def test_succeeds(ran: Ran, name: str) -> None:
+    assert ran.outcome[name] in (0, False), ran.log[-4000:]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_score_mtcars(ran: Ran) -> None:
+    rows = read_csv(ran.data / "scored" / "scores.csv")
+    assert len(rows) == 32
+    assert len(list((ran.data / "scored" / "artifacts").rglob("*.png"))) == 32
+
+
+def test_guide_workflow(ran: Ran, server: RunningServer) -> None:
+    assert "manualTransmission(120, 2.8) = 0.6418125" in ran.log
+    guide = ran.data / "scored" / "guide"
+    assert (guide / "Histogram.png").read_bytes().startswith(b"\x89PNG")
+    assert (guide / "all" / "Histogram.png").exists()
+    assert len(list((guide / "operators").rglob("*.png"))) == 32
+
+
+def test_failed_records(ran: Ran) -> None:
+    folder = ran.data / "scored" / "failed_records"
+    rows = parquet.read_table(folder / "scores.parquet").to_pylist()
+    assert len(rows) == 32
+    heavy = {"Cadillac Fleetwood", "Lincoln Continental", "Chrysler Imperial"}
+    assert {row["model"] for row in rows if not row["mlbatch_success"]} == heavy
+    rejects = read_csv(folder / "rejects.csv")
+    assert {row["model"] for row in rejects} == heavy
+    assert all("at most 5.0" in row["mlbatch_error"] for row in rejects)
+    # Scored a second time, in a batch of their own that the manifest names.
+    manifest = json.loads((folder / "scores.parquet.manifest.json").read_text())
+    assert len(manifest["execution_ids"]) == 2
+
+
+def test_artifacts(ran: Ran) -> None:
+    folder = ran.data / "scored" / "answers"
+    assert sorted(path.name for path in folder.glob("*.csv")) == [
+        f"{index:04d}-answer.csv" for index in range(32)
+    ]
+    assert (folder / "0000-answer.csv").read_text().splitlines()[0] == "am_Pred"
+
+
+def test_assets(ran: Ran) -> None:
+    table = parquet.read_table(ran.data / "scored" / "assets" / "scores.parquet")
+    assert table.schema.names[:3] == ["model", "am", "answer_am_Pred"]
+    assert table.num_rows == 32
+
+
+def test_the_reader_is_scheduled_on_what_the_writer_makes() -> None:
+    from dags_examples import mlbatch_assets
+
+    (outlet,) = mlbatch_assets.write_scores.get_task("results").outlets
+    (awaited,) = mlbatch_assets.read_scores.timetable.asset_condition.objects
+    assert awaited.uri == outlet.uri
+
+
+def test_many_tables(ran: Ran) -> None:
+    folder = ran.data / "scored" / "many"
+    tables = {path.name: parquet.read_table(path) for path in folder.glob("*.parquet")}
+    assert {name: table.num_rows for name, table in tables.items()} == {
+        "mtcars.csv.parquet": 32,
+        "mtcars.tsv.parquet": 32,
+    }
+    assert len({str(table["answer"]) for table in tables.values()}) == 1
+
+
+def test_large_table(ran: Ran) -> None:
+    folder = ran.data / "scored" / "large"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["rows"], manifest["failed"], len(manifest["files"])) == (32, 0, 4)
+    assert (folder / "_SUCCESS").exists()
+
+
+def test_every_example_was_looked_at() -> None:
+    looked_at = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    by_outcome = {"ways_to_wait"}  # there is nothing to see but that it succeeds
+    assert {file.stem.removeprefix("mlbatch_") for file in FILES} <= looked_at | by_outcome
+
+
+def test_examples_parse_without_a_server() -> None:
+    """Neither a connection nor data, and no module that takes time to load."""
+    code = (
+        "import sys, runpy, airflow.sdk, airflow.providers.common.compat.sdk\n"
+        "from airflow.sdk import DAG, dag, task, Asset, ObjectStoragePath\n"
+        "before = set(sys.modules)\n"
+        "for file in sys.argv[1:]:\n"
+        "    runpy.run_path(file, run_name='parsed')\n"
+        f"print(sorted({HEAVY!r} & (set(sys.modules) - before)))\n"
+    )
+    names = ("AIRFLOW_CONN_", "MLBATCH_")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, FILES)],
+        env={name: value for name, value in os.environ.items() if not name.startswith(names)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_examples_explain_themselves(file: Path) -> None:
+    text = file.read_text()
+    assert text.startswith('"""')
+    assert "doc_md=__doc__" in text
+    assert "MLBATCH_EXAMPLE_DATA" in text
