@@ -26,6 +26,7 @@ _NAMED = ("service", "1", "execution")
 def with_operator(dest: str, max_connections: int) -> dict[str, Any]:
     """All files of all records, by one task."""
     from airflow_mlbatch.operators import ArtifactDownloadOperator
+    from tests.provider.airflow_side import FakeTaskInstance
 
     operator = ArtifactDownloadOperator(
         task_id="files",
@@ -36,7 +37,7 @@ def with_operator(dest: str, max_connections: int) -> dict[str, Any]:
         max_connections=max_connections,
     )
     with Stopwatch() as watch:
-        manifest = operator.execute({})
+        manifest = operator.execute({"ti": FakeTaskInstance(), "outlet_events": {}})
     return {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds, **_counted(manifest)}
 
 

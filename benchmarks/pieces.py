@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-__all__ = ["ROOT", "PieceError", "Stopwatch", "Watch", "best", "run", "watched"]
+__all__ = ["ROOT", "PieceError", "Stopwatch", "Watch", "in_turns", "run", "watched"]
 
 ROOT = Path(__file__).resolve().parent.parent
 _MAIN = "from benchmarks.pieces import main; main()"
@@ -79,16 +79,22 @@ def run(
         return found
 
 
-def best(
-    times: int, piece: Callable[..., Mapping[str, Any]], by: str = "seconds", **arguments: Any
-) -> dict[str, Any]:
-    """The best of some runs: what other work on the machine takes away is not the piece's own.
+def in_turns(
+    times: int, *ways: tuple[Callable[..., Mapping[str, Any]], Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The fastest of some runs of each way; what else the machine does meets all of them alike.
 
-    The peak of memory is the highest of all runs.
+    :param ways: pieces and their arguments; each returns its ``seconds``
+    :return: for each way its fastest run, with the highest peak of memory of all its runs
     """
-    runs = [run(piece, **arguments) for _ in range(times)]
-    chosen = min(runs, key=lambda one: float(one[by]))
-    return {**chosen, "peak_bytes": max(one["peak_bytes"] for one in runs)}
+    rounds = [[run(piece, **arguments) for piece, arguments in ways] for _ in range(times)]
+    return [
+        {
+            **min(runs, key=lambda one: float(one["seconds"])),
+            "peak_bytes": max(one["peak_bytes"] for one in runs),
+        }
+        for runs in zip(*rounds, strict=True)
+    ]
 
 
 def main() -> None:
