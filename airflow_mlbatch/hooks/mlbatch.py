@@ -271,6 +271,8 @@ class MLBatchHook(BaseHook):
     ) -> BatchStatus:
         """Poll until the execution is complete or failed.
 
+        A poll that fails for a passing reason is forgiven, several in a row are not.
+
         :param poll_interval: seconds between polls
         :param deadline: epoch seconds
         :param on_report: called after each poll
@@ -282,6 +284,31 @@ class MLBatchHook(BaseHook):
             execution_id,
             poll_interval=poll_interval,
             deadline=deadline,
+        )
+        return self.run(flow, on_report)
+
+    def poll_batch(
+        self,
+        service_name: str,
+        service_version: str,
+        execution_id: str,
+        *,
+        poll_interval: float = 3.0,
+        deadline: float | None = None,
+        on_report: Callable[[Report], None] | None = None,
+    ) -> BatchStatus:
+        """State and counts, with the patience of :meth:`watch_batch`: it ends with the first answer.
+
+        :param poll_interval: seconds until a poll that failed is tried again
+        :raises BatchTimeoutError: the deadline passed and no poll was answered
+        """
+        flow = self.flows.watch_batch(
+            service_name,
+            service_version,
+            execution_id,
+            poll_interval=poll_interval,
+            deadline=deadline,
+            is_over=lambda status: True,
         )
         return self.run(flow, on_report)
 

@@ -80,7 +80,10 @@ def _url(connection: Connection) -> str:
     try:
         port = parts.port or connection.port or (None if is_whole else DEFAULT_PORT)
     except ValueError:
-        raise ConnectionConfigError(f"host: found {host!r}, expected a name or a URL") from None
+        # The host itself is not shown: somebody may have written a password into it.
+        raise ConnectionConfigError(
+            "host: found a port that is none, expected a number from 1 to 65535"
+        ) from None
     if parts.scheme not in ("http", "https"):
         field = "host" if is_whole else "schema"
         raise ConnectionConfigError(f"{field}: found {parts.scheme!r}, expected http or https")
@@ -142,7 +145,8 @@ def _text(extra: Mapping[str, Any], key: str) -> str | None:
     if value is None or value == "":
         return None
     if not isinstance(value, str):
-        raise ConnectionConfigError(f"{key}: found {value!r}, expected text")
+        # Its value is not shown: this reads the client secret, too.
+        raise ConnectionConfigError(f"{key}: found {type(value).__name__}, expected text")
     return value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 from airflow.providers.common.compat.sdk import (
     AirflowException,
@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_mlbatch.errors import BatchTimeoutError, InputError
+from airflow_mlbatch.errors import BatchTimeoutError, InputError, MLBatchError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors, checked, status_of_event
 from airflow_mlbatch.links import BatchExecutionLink, batch_url
@@ -29,12 +29,12 @@ from airflow_mlbatch.operators.submission import (
     Submitted,
 )
 from airflow_mlbatch.protocol.flows import PARALLEL_COUNT
+from airflow_mlbatch.protocol.messages import Report
 from airflow_mlbatch.triggers import BatchStateTrigger
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_mlbatch.protocol.messages import Report
     from airflow_mlbatch.protocol.results import BatchStatus
 
 __all__ = ["BatchScoreOperator"]
@@ -283,9 +283,16 @@ class BatchScoreOperator(BaseOperator):
     def _wait(self, submitted: Submitted, started_at: float) -> None:
         deadline, limited_by = self._deadline(submitted.submitted_at, started_at)
         if self.deferrable:
-            status = self.hook.get_batch_status(
-                self.service_name, self.service_version, submitted.execution_id
-            )
+            try:
+                status = self.hook.get_batch_status(
+                    self.service_name, self.service_version, submitted.execution_id
+                )
+            except MLBatchError as error:
+                if error.is_permanent:
+                    raise
+                # The trigger forgives what may pass, as the watch below does.
+                self._log_report(Report(None, str(error)))
+                self._defer(submitted.execution_id, deadline, limited_by)
             if not status.is_terminal:
                 self._defer(submitted.execution_id, deadline, limited_by)
         else:
@@ -303,7 +310,7 @@ class BatchScoreOperator(BaseOperator):
                 raise
         checked(submitted.execution_id, status)
 
-    def _defer(self, execution_id: str, deadline: float | None, limited_by: str) -> None:
+    def _defer(self, execution_id: str, deadline: float | None, limited_by: str) -> NoReturn:
         trigger = BatchStateTrigger(
             service_name=self.service_name,
             service_version=self.service_version,
@@ -322,6 +329,7 @@ class BatchScoreOperator(BaseOperator):
             kwargs={"limited_by": limited_by},
             timeout=left,
         )
+        raise AssertionError("defer does not return")
 
     def _deadline(self, submitted_at: float, started_at: float) -> tuple[float | None, str]:
         """When to give up, in epoch seconds, and which argument says so.
@@ -343,12 +351,16 @@ class BatchScoreOperator(BaseOperator):
 
     def _give_up(self, error: BatchTimeoutError, limited_by: str) -> None:
         assert self.execution_id is not None
-        self.hook.cancel_batch(self.service_name, self.service_version, self.execution_id)
+        told = "the batch was cancelled"
+        try:
+            self.hook.cancel_batch(self.service_name, self.service_version, self.execution_id)
+        except MLBatchError as problem:
+            # A server that is gone at the deadline must not hide that the deadline has passed.
+            told = f"the batch could not be cancelled: {problem}"
+            self.log.warning("execution %s: %s", self.execution_id, told)
         if limited_by == "execution_timeout":
             # As when Airflow itself stops a task for its execution_timeout: a retry may try again.
-            raise AirflowException(
-                f"execution_timeout: {error}; the batch was cancelled"
-            ) from error
+            raise AirflowException(f"execution_timeout: {error}; {told}") from error
 
     def _succeeded(self, context: Context) -> str | None:
         """Forget the submission, as the last step: a cleared task that had succeeded scores again."""

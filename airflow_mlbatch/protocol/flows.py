@@ -99,6 +99,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+def _is_terminal(status: BatchStatus) -> bool:
+    return status.is_terminal
+
+
 def _discreet(
     flow: Callable[Concatenate[Flows, P], Flow[T]],
 ) -> Callable[Concatenate[Flows, P], Flow[T]]:
@@ -401,6 +405,7 @@ class Flows:
         *,
         poll_interval: float,
         deadline: float | None = None,
+        is_over: Callable[[BatchStatus], bool] = _is_terminal,
     ) -> Flow[BatchStatus]:
         """Poll until the execution is complete or failed.
 
@@ -409,6 +414,7 @@ class Flows:
 
         :param poll_interval: seconds between polls
         :param deadline: epoch seconds; ``None`` waits for ever
+        :param is_over: another end of the watch than that of the batch
         :raises BatchTimeoutError: the deadline passed; says how far the batch came
         :raises ExecutionNotFoundError: the execution is gone
         """
@@ -429,7 +435,7 @@ class Flows:
             else:
                 problems, last = 0, status
                 yield Report(status, problem)
-                if status.is_terminal:
+                if is_over(status):
                     return status
             if is_last:
                 how_far = str(last) if last else "no poll was answered"
@@ -652,7 +658,10 @@ class Flows:
             error = error.__context__ if error.__cause__ is None else error.__cause__
 
     def _redacted(self, text: str) -> str:
-        for secret in (self._credentials.password, self._credentials.token, *self._secrets):
+        given = [self._credentials.password, self._credentials.token]
+        if self._credentials.entra is not None:
+            given.append(self._credentials.entra.client_secret)
+        for secret in (*given, *self._secrets):
             for spelling in _spellings(secret or ""):
                 text = _without(spelling, text)
         return text

@@ -7,7 +7,8 @@ modes (poke, reschedule, deferrable) end in the same way.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,7 +20,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_mlbatch.errors import BatchFailedError, BatchTimeoutError
+from airflow_mlbatch.errors import BatchFailedError, BatchTimeoutError, MLBatchError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors, checked, status_of_event, summary
 from airflow_mlbatch.links import BatchExecutionLink, batch_url
@@ -29,11 +30,15 @@ from airflow_mlbatch.triggers import BatchStateTrigger
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_mlbatch.protocol.messages import Report
+
 __all__ = ["BatchStateSensor"]
 
 # The deadline is kept inside the trigger, which can still say how far the batch came. Airflow's own
 # time-out of a deferral runs no code of ours: it only catches a trigger that is stuck.
 BACKSTOP = timedelta(minutes=10)
+# A poll that fails is tried again within the same poke, and not only after a poke_interval of hours.
+_LONGEST_PAUSE = 30.0
 
 
 class BatchStateSensor(BaseSensorOperator):
@@ -84,6 +89,7 @@ class BatchStateSensor(BaseSensorOperator):
         self.cancel_on_kill = cancel_on_kill
         self.batch_url = ""
         self._hook: MLBatchHook | None = None
+        self._started_at: float | None = None
 
     @property
     def hook(self) -> MLBatchHook:
@@ -94,12 +100,21 @@ class BatchStateSensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Poll, in the way that was asked for."""
+        self._started_at = time.time()
         if not self.deferrable:
             return super().execute(context)
-        result = self.poke(context)
-        if result.is_done:
-            return result.xcom_value
-        return self._defer()
+        with airflow_errors():
+            self._link()
+            try:
+                status = self._status()
+            except MLBatchError as error:
+                if error.is_permanent:
+                    raise
+                # The trigger forgives what may pass.
+                self.log.warning("poll of execution %s: %s", self.execution_id, error)
+                self._defer()
+        result = self._judged(status)
+        return result.xcom_value if result.is_done else self._defer()
 
     def _defer(self) -> NoReturn:
         timeout = timedelta(seconds=self.timeout)
@@ -119,12 +134,31 @@ class BatchStateSensor(BaseSensorOperator):
         raise AssertionError("defer does not return")
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """One poll."""
-        with airflow_errors():
+        """One poll; as patient with a server in trouble as the trigger is."""
+        with _sensor_errors():
             self._link()
-            status = self.hook.get_batch_status(
-                self.service_name, self.service_version, self.execution_id
-            )
+            try:
+                status = self._status()
+            except MLBatchError as error:
+                if error.is_permanent:
+                    raise
+                self.log.warning("poll of execution %s: %s", self.execution_id, error)
+                status = self.hook.poll_batch(
+                    self.service_name,
+                    self.service_version,
+                    self.execution_id,
+                    poll_interval=min(self.poke_interval, _LONGEST_PAUSE),
+                    deadline=self._deadline(context),
+                    on_report=self._log_problem,
+                )
+        return self._judged(status)
+
+    def _status(self) -> BatchStatus:
+        return self.hook.get_batch_status(
+            self.service_name, self.service_version, self.execution_id
+        )
+
+    def _judged(self, status: BatchStatus) -> PokeReturnValue:
         self.log.info("execution %s: %s", self.execution_id, status)
         if not status.is_terminal:
             return PokeReturnValue(is_done=False)
@@ -132,13 +166,8 @@ class BatchStateSensor(BaseSensorOperator):
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
         """Judge what the trigger saw."""
-        try:
-            with airflow_errors():
-                self.execution_id, status = status_of_event(event)
-        except AirflowFailException as error:
-            if isinstance(error.__cause__, BatchTimeoutError):
-                raise AirflowSensorTimeout(str(error)) from error
-            raise
+        with _sensor_errors():
+            self.execution_id, status = status_of_event(event)
         self._link()
         return self._ended(status)
 
@@ -157,7 +186,32 @@ class BatchStateSensor(BaseSensorOperator):
             raise AirflowFailException(str(error)) from error
         return summary(self.execution_id, status)
 
+    def _deadline(self, context: Context) -> float:
+        """When Airflow would find the sensor too late, in epoch seconds."""
+        started_at = self._started_at
+        if self.reschedule:
+            ti: Any = context["ti"]
+            first = ti.get_first_reschedule_date(context)
+            started_at = started_at if first is None else first.timestamp()
+        return (time.time() if started_at is None else started_at) + self.timeout
+
+    def _log_problem(self, report: Report) -> None:
+        if report.problem is not None:
+            self.log.warning("poll of execution %s: %s", self.execution_id, report.problem)
+
     def _link(self) -> None:
         self.batch_url = batch_url(
             self.hook.url, self.service_name, self.service_version, self.execution_id
         )
+
+
+@contextmanager
+def _sensor_errors() -> Iterator[None]:
+    """:func:`airflow_errors`, with the exception that Airflow has for a sensor's time-out."""
+    try:
+        with airflow_errors():
+            yield
+    except AirflowFailException as error:
+        if isinstance(error.__cause__, BatchTimeoutError):
+            raise AirflowSensorTimeout(str(error)) from error
+        raise

@@ -210,6 +210,7 @@ def test_a_passing_problem_is_retried_by_airflow_in_every_mode(
             sensor.resume_execution("execute_complete", {"event": event}, context)
         else:
             sensor.hook.get_batch_status = _raiser(lost)  # type: ignore[method-assign]
+            sensor.hook.poll_batch = _raiser(lost)  # type: ignore[method-assign]
             sensor.execute(context)
 
 
