@@ -176,6 +176,15 @@ class AirflowProcesses:
         """Whether it was started and not ended since."""
         return name in self._processes
 
+    def all_run(self) -> bool:
+        """True.
+
+        :raises AssertionError: a process has ended by itself
+        """
+        for name, process in self._processes.items():
+            assert process.poll() is None, f"{name} has ended, see {self.logs / name}.log"
+        return True
+
     def pid(self, name: str) -> int:
         """The id of a process and of its group."""
         return self._processes[name].pid
@@ -246,6 +255,7 @@ class AirflowProcesses:
             return False
 
     def _health(self) -> dict[str, str]:
+        self.all_run()
         return {part: one["status"] for part, one in self.ask("GET", "/monitor/health").items()}
 
     def _dags(self) -> list[dict[str, Any]]:
