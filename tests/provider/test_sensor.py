@@ -215,7 +215,7 @@ def test_a_passing_problem_is_retried_by_airflow_in_every_mode(
 
 
 def _raiser(error: Exception) -> Callable[..., Any]:
-    def raise_it(*args: Any) -> Any:
+    def raise_it(*args: Any, **kwargs: Any) -> Any:
         raise error
 
     return raise_it
