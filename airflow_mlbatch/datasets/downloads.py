@@ -12,9 +12,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from airflow_mlbatch.datasets import locations
@@ -190,19 +192,21 @@ def in_threads(jobs: Iterable[Callable[[], Any]], max_workers: int) -> Iterator[
     No more jobs are drawn than are under way twice over, so that a million of them take no memory.
     """
     waiting: set[Future[Any]] = set()
+    # Not `wait`: it looks at all of them for each that ends.
+    ended: SimpleQueue[Future[Any]] = SimpleQueue()
     drawn = iter(jobs)
     with ThreadPoolExecutor(max_workers) as pool:
         try:
             while True:
-                for job in drawn:
-                    waiting.add(pool.submit(job))
-                    if len(waiting) >= 2 * max_workers:
-                        break
+                for job in islice(drawn, 2 * max_workers - len(waiting)):
+                    future = pool.submit(job)
+                    waiting.add(future)
+                    future.add_done_callback(ended.put)
                 if not waiting:
                     return
-                ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    yield future.result()
+                future = ended.get()
+                waiting.remove(future)
+                yield future.result()
         finally:
             for future in waiting:
                 future.cancel()
