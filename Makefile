@@ -4,6 +4,9 @@ VENV  := .venv
 FLOOR := .venv-floor
 BIN   := $(VENV)/bin
 DEV   := demo,test,lint,bench,s3,azure,entra
+# Much of the suite waits for servers and processes, so more workers than processors pay. A module
+# stays in one worker, with the servers that it started.
+PARALLEL := -n 3 --dist loadfile
 
 export PYTHON
 
@@ -20,13 +23,13 @@ ui: $(VENV)/.demo ## open Airflow with the example Dags and a scoring server beh
 	@$(BIN)/mlbatch ui
 
 test: $(VENV)/.dev ## run the tests that need no Airflow processes
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-system: $(VENV)/.dev ## run the tests with real schedulers, triggerers and workers
 	@$(BIN)/python -m pytest -m system $(ARGS)
 
 test-floor: $(FLOOR)/.ready ## run the tests with the oldest Airflow that is supported
-	@$(FLOOR)/bin/python -m pytest tests/test_packaging.py $(wildcard tests/provider) $(ARGS)
+	@$(FLOOR)/bin/python -m pytest $(PARALLEL) tests/test_packaging.py tests/provider $(ARGS)
 
 check: $(VENV)/.dev ## formatting, lint, types, which room imports which, changelog
 	@$(BIN)/ruff format --check .
