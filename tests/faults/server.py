@@ -112,6 +112,7 @@ class FaultServer:
         self._is_closing = threading.Event()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
+        self._lines: set[socket.socket] = set()
         self.requests: list[Request] = []
         self.connections = 0
         self.bytes_sent = 0
@@ -127,15 +128,24 @@ class FaultServer:
         self.close()
 
     def close(self) -> None:
-        """Stop listening; silent lines are closed."""
+        """Stop listening; silent lines are closed, and those that a client keeps open."""
         self._is_closing.set()
+        self.refuse()
+        self._acceptor.join(5)
+        with self._lock:
+            lines = list(self._lines)
+        for line in lines:
+            with contextlib.suppress(OSError):
+                line.shutdown(socket.SHUT_RD)
+        for thread in self._threads:
+            thread.join(5)
+
+    def refuse(self) -> None:
+        """Stop listening, but finish what has begun: from now on, lines are refused."""
         # A plain close would leave accept() waiting.
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._acceptor.join(5)
-        for thread in self._threads:
-            thread.join(5)
 
     def _accept(self) -> None:
         while not self._is_closing.is_set():
@@ -157,6 +167,8 @@ class FaultServer:
         try:
             if self._tls is not None:
                 line = self._tls.wrap_socket(line, server_side=True)
+            with self._lock:
+                self._lines.add(line)
             with contextlib.closing(line), line.makefile("rb") as reader:
                 while (request := self._read(reader, number)) is not None:
                     with self._lock:
@@ -166,6 +178,9 @@ class FaultServer:
         except (OSError, ValueError):
             # Gone, silent, or no HTTP at all: a client that does not trust us, for one.
             line.close()
+        finally:
+            with self._lock:
+                self._lines.discard(line)
 
     def _read(self, reader: Any, number: int) -> Request | None:
         first = reader.readline()

@@ -10,7 +10,7 @@ The numbers of requests hold for :data:`POLICY` on the clock of :mod:`tests.faul
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -121,7 +121,19 @@ SCENES: Mapping[Path, Scene] = {
         "GET",
         f"/services/{SERVICE}/{VERSION}",
         _call,
-        as_json([{"name": SERVICE, "version": VERSION}]),
+        as_json(
+            [
+                {
+                    "name": SERVICE,
+                    "version": VERSION,
+                    "inputParameterDefinitions": [
+                        {"name": "hp", "type": "numeric"},
+                        {"name": "wt", "type": "numeric"},
+                    ],
+                    "outputParameterDefinitions": [{"name": "answer", "type": "numeric"}],
+                }
+            ]
+        ),
         SERVICE,
     ),
     Path.SUBMISSION: Scene(
@@ -154,12 +166,24 @@ class Cell:
     :param text: part of the error's text
     :param requests: how many requests of this path are sent when the fault stays
     :param is_retried: whether all is well when the fault passes
+    :param deferred_requests: how many a sensor sends, or a deferred task, where that is not one poll
+        more than a watch sends
     """
 
     error: type[MLBatchError] | None
     text: str = ""
     requests: int = 1
     is_retried: bool = False
+    deferred_requests: int | None = None
+
+    @property
+    def requests_after_a_poll(self) -> int:
+        """How many are sent by what polls once before it watches, as sensors do in every mode."""
+        if self.deferred_requests is not None:
+            return self.deferred_requests
+        is_forgiven = self.error is not None and not self.error.is_permanent
+        # The first failing poll, and then the two of POLICY.
+        return self.requests * 3 // 2 if is_forgiven else self.requests
 
 
 @dataclass(frozen=True)
@@ -263,10 +287,15 @@ def _shrinking(path: Path, good: Answer) -> Sequence[Act]:
     return [as_json(_batch("inProgress", 2, 3)), as_json(_batch("inProgress", 1, 3)), good]
 
 
+def _expired(path: Path, good: Answer) -> Sequence[Act]:
+    return [as_json(_batch("inProgress", 1, 3)), _message("token expired", 401), good]
+
+
 def _restarted(path: Path, good: Answer) -> Sequence[Act]:
     return [Reset(), _message("the server is busy", 503), _message("unknown token", 401), good]
 
 
+OTHER_BATCH = "a number of records that shrinks"
 PAGE = b"<!DOCTYPE html><html><body>Please sign in</body></html>"
 _PAGE = "expected JSON (JSON is malformed: invalid character (byte 0)), found <!DOCTYPE html>"
 _SOON = [("Retry-After", "3")]
@@ -304,7 +333,7 @@ FAULTS: Sequence[Fault] = (
         _everywhere(Silence()),
         _lost("no answer in time"),
         note="After `read_timeout`.",
-        read_timeout=0.2,
+        read_timeout=0.15,
     ),
     Fault(
         "slow drip",
@@ -320,7 +349,7 @@ FAULTS: Sequence[Fault] = (
             Path.ARTIFACT: Cell(None),
         },
         note="Small exchanges have a time limit; long ones are read as long as bytes come.",
-        small_seconds=0.3,
+        small_seconds=0.2,
     ),
     Fault(
         "429 with Retry-After in seconds",
@@ -333,7 +362,13 @@ FAULTS: Sequence[Fault] = (
         _everywhere(Answer(429, b"slow down", _SOON_AS_DATE)),
         {
             **{path: Cell(UnavailableError, "429 slow down", 3, is_retried=True) for path in Path},
-            Path.POLL: Cell(UnavailableError, "429 slow down", 3 + TRIES, is_retried=True),
+            Path.POLL: Cell(
+                UnavailableError,
+                "429 slow down",
+                3 + TRIES,
+                is_retried=True,
+                deferred_requests=3 + 2 * TRIES,
+            ),
         },
         note="Waits until then; when that is past, as after any other busy reply.",
     ),
@@ -410,6 +445,19 @@ FAULTS: Sequence[Fault] = (
         note="One renewal, one fresh login and one replay.",
     ),
     Fault(
+        "401 in mid-poll",
+        _expired,
+        {Path.POLL: Cell(None, requests=3)},
+        note="Renewed, and the poll goes on.",
+    ),
+    Fault(
+        "401 in mid-poll, and the refresh token is dead",
+        _expired,
+        {Path.POLL: Cell(None, requests=3)},
+        renewal=_message("refresh token expired", 400),
+        note="A fresh login, and the poll goes on.",
+    ),
+    Fault(
         "403",
         _everywhere(_message("your role forbids it", 403)),
         _refused(ForbiddenError, "403 your role forbids it"),
@@ -455,6 +503,19 @@ FAULTS: Sequence[Fault] = (
         note="Reported as they come; what counts is the number of results at the end.",
     ),
     Fault(
+        OTHER_BATCH,
+        lambda path, good: [
+            as_json(_batch("inProgress", 1, 3)),
+            as_json(_batch("inProgress", 1, 2)),
+        ],
+        {
+            Path.POLL: Cell(
+                ContractError, "found 2 records in the batch, expected 3 as before", 3, True
+            )
+        },
+        note="Seen within one watch; a sensor on a worker remembers nothing from poke to poke.",
+    ),
+    Fault(
         "fewer results than promised",
         lambda path, good: as_json(_batch("Complete", 2, 3) | {"completedItemCount": 3}),
         {Path.RESULTS: Cell(ContractError, "execution id-1: complete with 2 results, expected 3")},
@@ -484,12 +545,16 @@ FAULTS: Sequence[Fault] = (
 )
 
 
+def played_acts(fault: Fault, path: Path) -> list[Act]:
+    """What the server does on this path; the last of them is the fault."""
+    assert fault.act is not None
+    acts = fault.act(path, SCENES[path].good)
+    return list(acts) if isinstance(acts, Sequence) else [acts]
+
+
 def script(fault: Fault, path: Path, *, passes: bool) -> dict[str, list[Act]]:
     """What the server plays: the fault, once or for ever; for :class:`tests.faults.server.Play`."""
-    scene = SCENES[path]
-    assert fault.act is not None
-    acts = fault.act(path, scene.good)
-    played = list(acts) if isinstance(acts, Sequence) else [acts]
+    scene, played = SCENES[path], played_acts(fault, path)
     return {
         "POST /login": [as_json(TOKENS), as_json(FRESH)],
         "POST /login/refreshToken": [fault.renewal],
@@ -504,31 +569,33 @@ _HEAD = """\
 # Faults
 
 What becomes of each fault, on each path: the table that the tests play against a server which does
-these things on purpose, through the blocking and the nonblocking driver. Generated by
+these things on purpose, through the blocking and the nonblocking driver, and once more through the
+hook, the sensor in its three modes and the operators, waiting and deferred. Generated by
 `python -m tests.faults.table > docs/faults.md`.
 
 *Retried*: when the fault passes, the work goes on as if nothing had been; then stands what comes when
 it stays, and after how many requests. *Permanent*: the first meeting is the last. *No harm*: the
 work goes on.
 
+The last column says what Airflow does when the fault stays. *Tries the task again*: as often as
+`retries` says; a batch that an earlier try has started is taken over. *Fails for good*: the task is
+not tried again, because the same request would meet the same answer. A task of your own that calls
+the hook finds the same in the error's `is_permanent`.
+
 The numbers of requests are those of the tests' policy: repeats for five seconds (four requests, at
 0, 0.5, 1.5 and 3.5 seconds), and two failing polls in a row. In use the defaults are two minutes,
-with jitter, and ten polls.
-
-An error whose class is marked with a star is permanent for Airflow, too: the task is not tried
-again.
+with jitter, and ten polls. A sensor, in every mode, and a task that defers poll once before they
+watch, and forgive that poll, too.
 """
 
 
-def _shown(cell: Cell | None) -> str:
-    if cell is None:
-        return "—"
+def _shown(cell: Cell, requests: int) -> str:
     if cell.error is None:
-        return f"no harm; {_counted(cell.requests)}"
-    star = " ★" if cell.error.is_permanent else ""
-    text = f'`{cell.error.__name__}`{star} "{_escaped(cell.text)}"'
+        return f"no harm; {_counted(requests)} | goes on"
+    text = f'`{cell.error.__name__}` "{_escaped(cell.text)}"'
     word = "retried" if cell.is_retried else "permanent"
-    return f"{word}; {text}; {_counted(cell.requests)}"
+    airflow = "fails for good" if cell.error.is_permanent else "tries the task again"
+    return f"{word}; {text}; {_counted(requests)} | {airflow}"
 
 
 def _counted(requests: int) -> str:
@@ -539,6 +606,17 @@ def _escaped(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
+def _rows(fault: Fault) -> Iterator[str]:
+    for path in Path:
+        cell = fault.cells.get(path)
+        if cell is None:
+            continue
+        yield f"| {path.value} | {_shown(cell, cell.requests)} |\n"
+        if path is Path.POLL and fault.name != OTHER_BATCH:
+            shown = _shown(cell, cell.requests_after_a_poll)
+            yield f"| sensor, deferred task | {shown} |\n"
+
+
 def page() -> str:
     """``docs/faults.md``."""
     rows = [_HEAD]
@@ -546,12 +624,8 @@ def page() -> str:
         rows.append(f"\n## {fault.name[0].upper()}{fault.name[1:]}\n")
         if fault.note:
             rows.append(f"\n{fault.note}\n")
-        rows.append("\n| path | behaviour |\n| --- | --- |\n")
-        rows += [
-            f"| {path.value} | {_shown(fault.cells[path])} |\n"
-            for path in Path
-            if path in fault.cells
-        ]
+        rows.append("\n| path | behaviour | Airflow |\n| --- | --- | --- |\n")
+        rows += _rows(fault)
     return "".join(rows)
 
 
