@@ -1,0 +1,1 @@
+"""What runs in a triggerer's processes while they are measured; imports Airflow, so not at the head."""
