@@ -1,12 +1,12 @@
 """Files of records: all to storage, one by one through XCom.
 
-``to_storage`` streams the plots of all records to a folder, many at once, each whole or not there;
-the names come from ``path_template``. ``dest`` may be any location that Airflow's
-``ObjectStoragePath`` opens (``s3://bucket/plots`` with ``dest_conn_id="my_aws"``). The manifest, which
+`to_storage` streams the plots of all records to a folder, many at once, each whole or not there;
+the names come from `path_template`. `dest` may be any location that Airflow's
+`ObjectStoragePath` opens (`s3://bucket/plots` with `dest_conn_id="my_aws"`). The manifest, which
 is also the task's XCom, lists every file with its checksum. A retry fetches only what is missing.
 
-``to_xcom`` takes a small file of a single record through XCom: text as text, anything else as
-base64, up to ``max_xcom_bytes``.
+`to_xcom` takes a small file of a single record through XCom: text as text, anything else as
+base64, up to `max_xcom_bytes`.
 """
 
 from __future__ import annotations

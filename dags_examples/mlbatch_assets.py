@@ -1,8 +1,8 @@
 """Parquet in, Parquet out, and a Dag that starts when the scores are there.
 
-A fixed ``output_path`` is an asset of Airflow by itself: when the table is in place, Airflow learns of
-it together with the counts, and ``mlbatch_read_scores`` starts. Paths with templates are known only
-when a task runs: give such a task ``outlets=[AssetAlias("scores")]`` and schedule on the alias.
+A fixed `output_path` is an asset of Airflow by itself: when the table is in place, Airflow learns of
+it together with the counts, and `mlbatch_read_scores` starts. Paths with templates are known only
+when a task runs: give such a task `outlets=[AssetAlias("scores")]` and schedule on the alias.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Records that fail: score them once more, put aside what still fails, and decide whether it is too much.
 
 The service refuses three of the 32 cars. A tenth of them may fail, so the task succeeds: the scored
-table holds every car, with ``mlbatch_success`` and ``mlbatch_error`` beside its score, and the three
-are in the rejects with their inputs and the service's message. With ``max_failed_records=0``, the
+table holds every car, with `mlbatch_success` and `mlbatch_error` beside its score, and the three
+are in the rejects with their inputs and the service's message. With `max_failed_records=0`, the
 default, the task would fail and name the first of them, and the rejects would be written all the
 same.
 
-``rescore_failed=1`` sends the failed records to the service once more before they are judged, which
+`rescore_failed=1` sends the failed records to the service once more before they are judged, which
 helps when a service fails by chance (here it does not). The extra batch is deleted afterwards.
 """
 

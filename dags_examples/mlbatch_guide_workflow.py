@@ -1,25 +1,23 @@
 """The vendor's guide to batch scoring, from its first line to its last, as a Dag.
 
-Each task does one step of the guide with :class:`MLBatchHook`, whose methods carry the names of the
-R functions in snake case: who knows one knows the other. The last five tasks do the same with
+Each task does one step of the guide with `MLBatchHook`, whose methods carry the names of the R
+functions in snake case: who knows one knows the other. The last five tasks do the same with
 operators, which is what a Dag that runs every night should do: they wait without holding a worker,
 survive restarts and write whole files.
 
-====================================================== ===========================================
-the guide, in R                                        here
-====================================================== ===========================================
-``getService("mtService", "v1.0.0")``                  ``get_service``
-``api$manualTransmission(120, 2.8)``                   ``consume``
-``txService$batch(records, parallelCount = 5)$start()`` ``start_batch(…, records, parallel_count=5)``
-``txService$getBatchExecutions()``                     ``list_batch_executions``
-``txService$getBatch(id)``                             ``get_batch``
-``txBatch$results(showPartialResult = TRUE)``          ``get_batch_results(…, partial=True)``
-``batchRes$execution(1)``                              ``results[0]``
-``txBatch$cancel()``                                   ``cancel_batch``
-``txBatch$listArtifacts(1)``                           ``list_artifacts(…, 0)``
-``txBatch$artifact(1, "Histogram.png")``               ``get_artifact(…, 0, "Histogram.png")``
-``txBatch$download(1, dest = "…")``                    ``download_artifacts(…, 0, dest="…")``
-====================================================== ===========================================
+| the guide, in R                                          | here                                     |
+| -------------------------------------------------------- | ---------------------------------------- |
+| `getService("mtService", "v1.0.0")`                      | `get_service`                            |
+| `api$manualTransmission(120, 2.8)`                       | `consume`                                |
+| `txService$batch(records, parallelCount = 5)$start()`    | `start_batch(…, parallel_count=5)`       |
+| `txService$getBatchExecutions()`                         | `list_batch_executions`                  |
+| `txService$getBatch(id)`                                 | `get_batch`                              |
+| `txBatch$results(showPartialResult = TRUE)`              | `get_batch_results(…, partial=True)`     |
+| `batchRes$execution(1)`                                  | `results[0]`                             |
+| `txBatch$cancel()`                                       | `cancel_batch`                           |
+| `txBatch$listArtifacts(1)`                               | `list_artifacts(…, 0)`                   |
+| `txBatch$artifact(1, "Histogram.png")`                   | `get_artifact(…, 0, "Histogram.png")`    |
+| `txBatch$download(1, dest = "…")`                        | `download_artifacts(…, 0, dest="…")`     |
 
 R counts records from one; here, as in Python and in the server's addresses, the first is 0.
 """

@@ -1,9 +1,9 @@
 """One set of tasks for each of many tables, whose number is known only when the Dag runs.
 
-``list_tables`` tells the tables; ``score`` and ``results`` are mapped over them with
-``.partial().expand()``, so that each table has a task instance of its own in Airflow's grid and fails,
+`list_tables` tells the tables; `score` and `results` are mapped over them with
+`.partial().expand()`, so that each table has a task instance of its own in Airflow's grid and fails,
 waits and is retried alone. The paths are known only then, so the written tables are announced through
-an ``AssetAlias``: a Dag with ``schedule=[AssetAlias("mlbatch_many_tables")]`` starts for each of them.
+an `AssetAlias`: a Dag with `schedule=[AssetAlias("mlbatch_many_tables")]` starts for each of them.
 """
 
 from __future__ import annotations

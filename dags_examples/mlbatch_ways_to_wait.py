@@ -1,16 +1,16 @@
 """Five ways to wait for a batch; the outcome is the same.
 
-======================== ===========================================================================
-``poke``                 a worker waits: for batches of a minute or less
-``reschedule``           the sensor leaves its worker between polls: where there is no triggerer
-``deferrable``           the triggerer waits, thousands of batches in one process: the usual choice
-``wait_for_completion``  the task that starts the batch waits for it too, here deferred as well
-nobody waits             a later Dag, or a later task, looks for the batch by its id
-======================== ===========================================================================
+| way                   | who waits                                                                   |
+| --------------------- | --------------------------------------------------------------------------- |
+| `poke`                | a worker: for batches of a minute or less                                   |
+| `reschedule`          | the sensor leaves its worker between polls: where there is no triggerer     |
+| `deferrable`          | the triggerer, thousands of batches in one process: the usual choice        |
+| `wait_for_completion` | the task that starts the batch, here deferred as well                       |
+| nobody                | a later Dag, or a later task, looks for the batch by its id                 |
 
 A sensor watches a batch that it does not own: killing it cancels nothing. A task with
-``wait_for_completion=True`` owns its batch and cancels it when it is killed, unless
-``cancel_on_kill=False``.
+`wait_for_completion=True` owns its batch and cancels it when it is killed, unless
+`cancel_on_kill=False`.
 """
 
 from __future__ import annotations

@@ -40,20 +40,18 @@ class DemoHome:
 
     def environment(self, url: str, password: str) -> dict[str, str]:
         """The environment of Airflow's processes, with the connection to the server in it."""
-        host, _, port = url.removeprefix("http://").partition(":")
-        connection = {
-            "conn_type": "mlbatch",
-            "host": host,
-            "port": int(port),
-            "login": "admin",
-            "password": password,
+        return {
+            **self.environment_without_connection(),
+            "AIRFLOW_CONN_MLBATCH_DEFAULT": json.dumps(_connection(url, password)),
         }
+
+    def environment_without_connection(self) -> dict[str, str]:
+        """The environment of Airflow's processes."""
         return {
             **{name: value for name, value in os.environ.items() if "AIRFLOW_" not in name},
             "AIRFLOW_HOME": str(self.folder / "airflow"),
             "AIRFLOW__CORE__DAGS_FOLDER": str(examples_folder()),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "AIRFLOW_CONN_MLBATCH_DEFAULT": json.dumps(connection),
             "MLBATCH_EXAMPLE_DATA": str(self.data),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         }
@@ -63,15 +61,44 @@ class DemoHome:
 
         :raises subprocess.CalledProcessError: see the log
         """
+        self._run_airflow(environment, "db", "migrate")
+
+    def keep_connection(self, environment: dict[str, str], url: str, password: str) -> None:
+        """Write the connection to Airflow's database, where its pages show it.
+
+        :raises subprocess.CalledProcessError: see the log
+        """
+        # Through a file of our own: what stands on a command line, everybody on the machine reads.
+        file = self.folder / "connections.json"
+        file.touch(mode=0o600)
+        try:
+            file.write_text(json.dumps({"mlbatch_default": _connection(url, password)}))
+            self._run_airflow(environment, "connections", "import", "--overwrite", str(file))
+        finally:
+            file.unlink()
+
+    def _run_airflow(self, environment: dict[str, str], *command: str) -> None:
         with self.log.open("ab") as log:
             subprocess.run(
-                [sys.executable, "-m", "airflow", "db", "migrate"],
+                [sys.executable, "-m", "airflow", *command],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 check=True,
             )
+
+
+def _connection(url: str, password: str) -> dict[str, object]:
+    host, _, port = url.removeprefix("http://").partition(":")
+    return {
+        "conn_type": "mlbatch",
+        "description": "The demonstration's scoring server",
+        "host": host,
+        "port": int(port),
+        "login": "admin",
+        "password": password,
+    }
 
 
 def examples_folder() -> Path:

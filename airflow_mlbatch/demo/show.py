@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import csv
+import http.client
 import os
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -28,6 +31,11 @@ DAG_FILE = "mlbatch_score_mtcars.py"
 CHECKED_INPUTS = {"hp": 120, "wt": 2.8}
 EXPECTED_ANSWER = 0.6418125
 
+# Airflow's scheduler lets running tasks come to their end, for so long.
+_END_SECONDS = 20.0
+# What a shell makes of Ctrl-C.
+_INTERRUPTED = 130
+
 _READY = re.compile(r"ready on (\S+)")
 _STARTING = re.compile(r"\[DAG TEST\] starting task_id=(\S+)")
 _TOLD = re.compile(
@@ -40,6 +48,12 @@ def run_demo(folder: Path) -> int:
 
     :param folder: where everything goes; an earlier demonstration's results are replaced
     """
+    with suppress(KeyboardInterrupt), _interruptible():
+        return _run_demo(folder)
+    return _INTERRUPTED
+
+
+def _run_demo(folder: Path) -> int:
     console = Console(highlight=False, soft_wrap=True)
     home = DemoHome(folder)
     home.prepare()
@@ -65,36 +79,105 @@ def run_ui(folder: Path, port: int) -> int:
     :param port: of Airflow's pages
     """
     console = Console(highlight=False, soft_wrap=True)
+    if not _is_free(port):
+        console.print(f"port: found {port} in use, expected a free one; choose it with --port")
+        return 1
     home = DemoHome(folder)
     home.prepare()
     password = secrets.token_urlsafe(16)
-    with _server(home, password) as url:
+    with suppress(KeyboardInterrupt), _interruptible(), _server(home, password) as url:
+        console.print(f"scoring server   {url}")
+        console.print(f"log              {home.log}")
+        console.print("Airflow          starting, which takes half a minute; Ctrl-C ends both")
         environment = {
-            **home.environment(url, password),
+            **home.environment_without_connection(),
             "AIRFLOW__API__PORT": str(port),
             "AIRFLOW__API__HOST": "127.0.0.1",
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+            "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+            # Another Airflow on this machine has the usual ones.
+            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(_free_port()),
+            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(_free_port()),
         }
-        console.print(f"scoring server   {url}")
-        console.print(f"Airflow          http://127.0.0.1:{port} (no login; up in half a minute)")
-        console.print(f"log              {home.log}")
-        console.print("Ctrl-C ends both.")
+        home.migrate(environment)
+        home.keep_connection(environment, url, password)
         with home.log.open("ab") as log:
+            # A group of its own: Airflow's processes end together, and when we say so.
             airflow = subprocess.Popen(
                 [sys.executable, "-m", "airflow", "standalone"],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
             )
-            try:
-                return airflow.wait()
-            except KeyboardInterrupt:
-                airflow.send_signal(signal.SIGINT)
-                airflow.wait()
-                return 0
+        try:
+            if _wait_until_up(airflow, port):
+                console.print(f"Airflow          http://127.0.0.1:{port} is up (no login)")
+            airflow.wait()
+        finally:
+            _end_group(airflow)
+        console.print(f"[red]Airflow ended by itself.[/red] Its whole log: {home.log}")
+        return 1
+    return 0
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _wait_until_up(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Ask until there is an answer; false when the process has ended instead."""
+    while process.poll() is None:
+        line = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        with closing(line), suppress(OSError, http.client.HTTPException):
+            line.request("GET", "/api/v2/version")
+            if line.getresponse().status == 200:
+                return True
+        time.sleep(0.5)
+    return False
+
+
+def _end_group(leader: subprocess.Popen[bytes]) -> None:
+    """End a process and all that it has started, politely at first."""
+    deadline = time.monotonic() + _END_SECONDS
+    number: int = signal.SIGTERM
+    # The group is there for as long as one process of it is.
+    with suppress(ProcessLookupError):
+        while True:
+            os.killpg(leader.pid, number)
+            number = signal.SIGKILL if time.monotonic() > deadline else 0
+            leader.poll()
+            time.sleep(0.2)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Take a closed terminal and a polite kill for Ctrl-C, so that nothing is left running."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -134,15 +217,18 @@ def _run_dag(dag_file: Path, home: DemoHome, environment: dict[str, str], consol
         text=True,
     )
     assert process.stdout is not None
-    with home.log.open("a") as log:
-        for line in process.stdout:
-            log.write(line)
-            task, told = _STARTING.search(line), _TOLD.search(line)
-            if task:
-                console.print(f"[bold]{task.group(1)}[/bold]")
-            elif told:
-                console.print(f"  {told.group(1).strip()}")
-    return process.wait() == 0
+    try:
+        with home.log.open("a") as log:
+            for line in process.stdout:
+                log.write(line)
+                task, told = _STARTING.search(line), _TOLD.search(line)
+                if task:
+                    console.print(f"[bold]{task.group(1)}[/bold]")
+                elif told:
+                    console.print(f"  {told.group(1).strip()}")
+        return process.wait() == 0
+    finally:
+        process.kill()
 
 
 def _consume(url: str, password: str) -> float:

@@ -1,0 +1,112 @@
+"""`mlbatch ui`, as somebody with a browser uses it: Dags, connection, a run, and an end of all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from airflow_mlbatch.demo.airflow_home import examples_folder
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class Pages:
+    """What Airflow's pages ask their server for."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._token = self("GET", "/auth/token")["access_token"]
+
+    def __call__(self, verb: str, path: str, body: Any = None) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if hasattr(self, "_token"):
+            headers["Authorization"] = f"Bearer {self._token}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._url + path, data, headers, method=verb)
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return json.load(reply)
+
+    def run(self, dag_id: str) -> str:
+        """Run a Dag; returns the state it ends in."""
+        started = self("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None})
+        while True:
+            found = self("GET", f"/api/v2/dags/{dag_id}/dagRuns/{started['dag_run_id']}")
+            if found["state"] in ("success", "failed"):
+                return str(found["state"])
+            time.sleep(1)
+
+
+def test_ui(tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-u", "-m", "airflow_mlbatch.cli", "ui", "--folder", str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if "AIRFLOW_" not in name}
+    with subprocess.Popen(
+        [*command, "--port", str(port)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        started: list[psutil.Process] = []
+        try:
+            assert process.stdout is not None
+            assert any("is up" in line for line in process.stdout)
+            started = psutil.Process(process.pid).children(recursive=True)
+            assert len(started) >= 6  # scoring server, scheduler, triggerer, …
+            look_around(Pages(f"http://127.0.0.1:{port}"))
+            # The port is taken now, and that is said before anything is touched.
+            second = subprocess.run(
+                [*command, "--port", str(port)], env=environment, capture_output=True, text=True
+            )
+            assert second.returncode == 1
+            assert f"port: found {port} in use" in second.stdout
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+            left = [each for each in started if each.is_running() and each.status() != "zombie"]
+            for each in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
+    assert process.returncode == 0
+    assert left == []
+    assert not (tmp_path / "connections.json").exists()
+    assert (tmp_path / "data" / "scored" / "scores.csv").exists()
+
+
+def look_around(pages: Pages) -> None:
+    files = [file.read_text() for file in examples_folder().glob("*.py")]
+    dag_ids = {dag_id for text in files for dag_id in re.findall(r'dag_id="(\w+)"', text)}
+    while {dag["dag_id"] for dag in pages("GET", "/api/v2/dags?limit=100")["dags"]} < dag_ids:
+        time.sleep(1)
+    assert pages("GET", "/api/v2/importErrors")["import_errors"] == []
+    (connection,) = pages("GET", "/api/v2/connections")["connections"]
+    assert (connection["connection_id"], connection["conn_type"]) == ("mlbatch_default", "mlbatch")
+    assert connection["password"] in (None, "***")
+    tested = pages("POST", "/api/v2/connections/test", connection)
+    assert tested["status"] is True, tested
+    assert pages.run("mlbatch_score_mtcars") == "success"
+    # The table that this one writes is an asset, which starts another Dag.
+    assert pages.run("mlbatch_write_scores") == "success"
+    runs: list[dict[str, Any]] = []
+    while not [run for run in runs if run["state"] == "success"]:
+        runs = pages("GET", "/api/v2/dags/mlbatch_read_scores/dagRuns")["dag_runs"]
+        time.sleep(1)
+    assert runs[0]["run_type"] == "asset_triggered"
