@@ -328,16 +328,12 @@ class MLBatchHook(BaseHook):
         """
         from dataclasses import replace
 
-        from airflow_mlbatch.protocol.flows import Credentials
-
         settings = self._read_settings()
-        token = self.flows.held_token
-        credentials = Credentials(token=token) if token else settings.credentials
         endpoint = replace(
             settings.endpoint, connect_timeout=_AT_ONCE_TIMEOUT, read_timeout=_AT_ONCE_TIMEOUT
         )
         driver = self._make_driver(replace(settings, endpoint=endpoint))
-        flows = Flows(credentials, endpoint.url, _AT_ONCE)
+        flows = self.flows.beside(_AT_ONCE)
         try:
             driver.run(flows.cancel_batch(service_name, service_version, execution_id))
         finally:

@@ -178,6 +178,19 @@ class Flows:
         """The access token in hand, if any; the caller keeps it secret."""
         return self._tokens.access_token if self._tokens else None
 
+    def beside(self, policy: Policy) -> Flows:
+        """Another session with the token in hand, for who cannot wait for this one.
+
+        It keeps the same secrets out of its errors.
+        """
+        token = self.held_token
+        credentials = Credentials(token=token) if token else self._credentials
+        flows = Flows(credentials, self._endpoint, policy)
+        flows._secrets.extend(self._secrets)
+        if self._credentials.password:
+            flows._secrets.append(self._credentials.password)
+        return flows
+
     # --- services --------------------------------------------------------------------------------
 
     @_discreet
