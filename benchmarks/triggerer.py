@@ -59,9 +59,10 @@ def _run(say: Say) -> list[Line]:
         reported(
             f"{name}: longest pause of its event loop",
             _ms(ours["pause"]),
-            "by the wall, Python's collections of garbage and all; of that one callback took "
-            f"{_ms(ours['callback'])} at most; a thread for each poll: {_ms(threads['pause'])}, "
-            f"{_ms(threads['callback'])}",
+            "by the wall, what else the machine did and Python's collections of garbage included; "
+            f"without these {_ms(ours['busy'])}, and one callback {_ms(ours['callback'])}; "
+            f"a thread for each poll: {_ms(threads['pause'])}, without these "
+            f"{_ms(threads['busy'])}, one callback {_ms(threads['callback'])}",
         ),
     ]
 

@@ -22,7 +22,7 @@ __all__ = ["watch_all"]
 _LIMIT_SECONDS = 300.0
 # How many triggers are taken on at once: an Airflow triggerer takes portions, too.
 _PORTION = 100
-_PULSE = re.compile(rb"pause ([\d.]+) callback ([\d.]+)")
+_PULSE = re.compile(rb"pulse ([\d.]+) ([\d.]+) ([\d.]+)")
 
 
 class Supervisor(TriggerRunnerSupervisor):
@@ -31,7 +31,7 @@ class Supervisor(TriggerRunnerSupervisor):
     def prepare(self) -> None:
         """Forget what was counted."""
         self.polls = 0
-        self.pause = self.callback = 0.0
+        self.pulse = (0.0, 0.0, 0.0)
         self.fired: dict[int, Any] = {}
         self.failures: list[Any] = []
 
@@ -58,9 +58,9 @@ class Supervisor(TriggerRunnerSupervisor):
     def _process_log_messages_from_subprocess(self) -> Generator[None, bytes | bytearray, None]:
         while True:
             line = yield
-            if pulse := _PULSE.search(line):
-                self.pause = max(self.pause, float(pulse[1]))
-                self.callback = max(self.callback, float(pulse[2]))
+            if found := _PULSE.search(line):
+                pause, busy, callback = map(max, self.pulse, map(float, found.groups()))
+                self.pulse = (pause, busy, callback)
             elif b" records, " in line:
                 self.polls += 1
 
@@ -124,6 +124,5 @@ def _measure(supervisor: Supervisor, seconds: float) -> dict[str, Any]:
     return {
         "cpu": cpu / took,
         "polls": supervisor.polls / took,
-        "pause": supervisor.pause,
-        "callback": supervisor.callback,
+        **dict(zip(("pause", "busy", "callback"), supervisor.pulse, strict=True)),
     }

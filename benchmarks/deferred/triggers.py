@@ -20,10 +20,10 @@ _PULSE_SECONDS = 0.005
 
 
 class PulseTrigger(BaseTrigger):
-    """Logs every second how long the event loop has kept it waiting, and its longest callback.
+    """Logs every second how long the event loop has kept it waiting at most.
 
-    The first is by the wall and includes what the machine did meanwhile and Python's collections of
-    garbage, the second neither.
+    By the wall, which includes what the machine did meanwhile and Python's collections of garbage; by
+    the processor time of the loop's thread, without both; and the longest callback, likewise.
     """
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -32,11 +32,14 @@ class PulseTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         meter = LoopMeter()
         while True:
-            pause, until = 0.0, time.monotonic() + 1
+            pause = busy = 0.0
+            until = time.monotonic() + 1
             while (began := time.monotonic()) < until:
+                busy_before = meter.busy()
                 await asyncio.sleep(_PULSE_SECONDS)
                 pause = max(pause, time.monotonic() - began - _PULSE_SECONDS)
-            self.log.info("pause %.6f callback %.6f", pause, meter.longest[0][0])
+                busy = max(busy, meter.busy() - busy_before)
+            self.log.info("pulse %.6f %.6f %.6f", pause, busy, meter.longest[0][0])
             meter.longest.clear()
         yield TriggerEvent(None)
 

@@ -22,29 +22,34 @@ class LoopMeter:
 
     Measured is the processor time of the loop's thread: what the machine does meanwhile does not count.
     Nor does Python's garbage collector: now and then it goes through all that Airflow has imported, a
-    quarter of a second, in whatever callback happens to be running.
+    quarter of a second, in whatever callback happens to be running. ``collected`` is how long it took
+    so far.
     """
 
     def __init__(self) -> None:
         self.longest: list[tuple[float, str]] = []
-        self._collected = self._collecting_since = 0.0
+        self.collected = self._collecting_since = 0.0
         gc.callbacks.append(self._on_collection)
         original = asyncio.Handle._run
 
         def run(handle: asyncio.Handle) -> None:
-            told, self._collected, started = repr(handle), 0.0, time.thread_time()
+            told, started = repr(handle), self.busy()
             original(handle)
-            self.longest.append((time.thread_time() - started - self._collected, told))
+            self.longest.append((self.busy() - started, told))
             self.longest.sort(reverse=True)
             del self.longest[5:]
 
         asyncio.Handle._run = run  # type: ignore[method-assign]
 
+    def busy(self) -> float:
+        """Processor time that this thread has had, without collections, in seconds."""
+        return time.thread_time() - self.collected
+
     def _on_collection(self, phase: str, info: dict[str, int]) -> None:
         if phase == "start":
             self._collecting_since = time.thread_time()
         else:
-            self._collected += time.thread_time() - self._collecting_since
+            self.collected += time.thread_time() - self._collecting_since
 
 
 async def watch(keywords: dict[str, Any]) -> dict[str, Any]:
