@@ -97,7 +97,10 @@ def test_templates_are_rendered(hook: MLBatchHook, context: dict[str, Any]) -> N
         ({"records": [], "input_path": "x.csv"}, "records, input_path: found both"),
         ({"records": [{"x": 1}], "on_empty": "panic"}, "on_empty: found 'panic'"),
         ({"records": [{"y": 1}]}, "field 'x'"),
-        ({"records": [{"x": 1}], "parallel_count": 0}, "parallel_count: found 0, expected a whole number above 0"),
+        (
+            {"records": [{"x": 1}], "parallel_count": 0},
+            "parallel_count: found 0, expected a whole number above 0",
+        ),
         ({"records": [{"x": 1}], "service_name": "unknown"}, "unknown"),
         ({"input_path": "/nowhere/at/all.csv"}, "/nowhere/at/all.csv"),
         ({"input_path": "/nowhere/table.xlsx"}, "expected a name that ends in"),
