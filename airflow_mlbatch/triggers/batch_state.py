@@ -19,6 +19,7 @@ from airflow_mlbatch.errors import MLBatchError
 if TYPE_CHECKING:
     from airflow_mlbatch.hooks.async_session import AsyncSession
     from airflow_mlbatch.protocol.messages import Report
+    from airflow_mlbatch.protocol.results import BatchStatus
 
 __all__ = ["BatchStateTrigger"]
 
@@ -79,6 +80,7 @@ class BatchStateTrigger(BaseTrigger):
         """Watch the batch; whatever goes wrong becomes an event, because an exception would make
         the task retry and the batch run twice."""
         event_of = await _loaded("outcomes", "event_of")
+        outcome: BatchStatus | MLBatchError
         try:
             session = await self._acquired()
             self._prepare_for_kill()
@@ -93,13 +95,14 @@ class BatchStateTrigger(BaseTrigger):
                 self._log_report,
             )
         except MLBatchError as error:
-            yield TriggerEvent(event_of(self.execution_id, error))
+            outcome = error
         except Exception as error:
             self.log.exception("watching execution %s failed", self.execution_id)
-            told = MLBatchError(f"watching the batch failed: {type(error).__name__}: {error}")
-            yield TriggerEvent(event_of(self.execution_id, told))
-        else:
-            yield TriggerEvent(event_of(self.execution_id, outcome))
+            outcome = MLBatchError(f"watching the batch failed: {type(error).__name__}: {error}")
+        # Whoever runs a Dag without a triggerer never calls cleanup(). A killed trigger does not come
+        # here: on_kill() goes on with the session.
+        await self.cleanup()
+        yield TriggerEvent(event_of(self.execution_id, outcome))
 
     async def on_kill(self) -> None:
         """Cancel the batch that a user no longer wants (Airflow 3.3)."""
