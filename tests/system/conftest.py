@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,14 @@ from tests.server_process import RunningServer, running_server
 from tests.system.airflow_processes import AirflowProcesses, Run, eventually, running_airflow
 from tests.system.scoring_proxy import Held, Passed, ScoringProxy, scoring_proxy
 from tests.system.services import VERSIONS
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The part of the system tests that fits into five minutes of a machine of its own."""
+    config.addinivalue_line(
+        "markers", "quick: of the system tests those that are run for each change"
+    )
+
 
 SERVICES = Path(__file__).parent / "services.py"
 
@@ -113,16 +120,29 @@ class Case:
         return f"/api/gated/{self.version}{pattern}"
 
 
-_numbers = itertools.count()
+@pytest.fixture(scope="session")
+def make_case(
+    tmp_path_factory: pytest.TempPathFactory,
+    gates: Path,
+    airflow: AirflowProcesses,
+    proxy: ScoringProxy,
+) -> Iterator[Callable[[], Case]]:
+    """Makes batches that no other test has to do with."""
+    made: list[Case] = []
+
+    def make() -> Case:
+        assert len(made) < VERSIONS
+        made.append(Case(len(made), tmp_path_factory.mktemp("case"), gates, airflow, proxy))
+        return made[-1]
+
+    yield make
+    for case in made:
+        case.open_gate()
 
 
 @pytest.fixture
-def case(
-    tmp_path: Path, gates: Path, airflow: AirflowProcesses, proxy: ScoringProxy
-) -> Iterator[Case]:
-    """A batch that no other test has to do with."""
-    number = next(_numbers)
-    assert number < VERSIONS
-    made = Case(number, tmp_path, gates, airflow, proxy)
+def case(make_case: Callable[[], Case]) -> Iterator[Case]:
+    """A batch of its own for a test."""
+    made = make_case()
     yield made
     made.open_gate()

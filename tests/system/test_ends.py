@@ -27,8 +27,11 @@ def is_cancelled_once(case: Case) -> None:
     assert first.status == 200
 
 
+QUICK = pytest.mark.quick
+
+
 @pytest.mark.parametrize("state", ["running", "deferred"])
-@pytest.mark.parametrize("end", ["failed", "success"])
+@pytest.mark.parametrize("end", [pytest.param("failed", marks=QUICK), "success"])
 def test_mark(case: Case, state: str, end: str) -> None:
     run = waiting(case, state)
     run.mark("score", end)
@@ -38,6 +41,7 @@ def test_mark(case: Case, state: str, end: str) -> None:
     assert case.cancelled() == 1
 
 
+@QUICK
 @pytest.mark.parametrize("state", ["running", "deferred"])
 def test_clear(case: Case, state: str) -> None:
     """What the user no longer wants is cancelled; the next attempt starts anew and completes."""

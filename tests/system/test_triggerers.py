@@ -41,6 +41,7 @@ def test_a_restart_cancels_nothing(case: Case) -> None:
     completes_uncancelled(case, run)
 
 
+@pytest.mark.quick
 def test_the_other_takes_over_from_a_killed_one(case: Case, second: str) -> None:
     run = case.trigger("score_deferred")
     run.wait_for_task("score", "deferred")
