@@ -1,5 +1,6 @@
 """Links that the task's page shows."""
 
 from airflow_mlbatch.links.batch_execution import BatchExecutionLink, batch_url
+from airflow_mlbatch.links.batch_task import BatchTask
 
-__all__ = ["BatchExecutionLink", "batch_url"]
+__all__ = ["BatchExecutionLink", "BatchTask", "batch_url"]

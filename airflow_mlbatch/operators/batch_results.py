@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow_mlbatch.errors import BatchError, InputError, RecordsFailedError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors, checked
-from airflow_mlbatch.links import BatchExecutionLink, batch_url
+from airflow_mlbatch.links import BatchExecutionLink, BatchTask
 from airflow_mlbatch.operators.assets import emit, with_outlet
 from airflow_mlbatch.operators.locations import location
 from airflow_mlbatch.operators.rendered import as_list, as_row_range, as_whole_number
@@ -70,7 +70,7 @@ class ScoredTable:
         return Counts(total, total - failed, failed)
 
 
-class BatchResultsOperator(BaseOperator):
+class BatchResultsOperator(BatchTask, BaseOperator):
     """Writes one row for each record of a complete batch, in order, or returns them through XCom.
 
     With ``output_path`` the row holds the kept input columns, the outputs (scalars as they are, a
@@ -187,21 +187,12 @@ class BatchResultsOperator(BaseOperator):
         self.poll_interval = poll_interval
         self.max_xcom_records = max_xcom_records
         self.mlbatch_conn_id = mlbatch_conn_id
-        self.batch_url = ""
-        self._hook: MLBatchHook | None = None
         self._rescoring_id: str | None = None
         # The arguments as execute() understood them.
         self._tries, self._parallel = 0, 1
         self._rows: tuple[int, int | None] | None = None
         self._ids: list[str] = []
         self._kept: Any = "all"
-
-    @property
-    def hook(self) -> MLBatchHook:
-        """The hook of the connection; made on first use."""
-        if self._hook is None:
-            self._hook = MLBatchHook(self.mlbatch_conn_id)
-        return self._hook
 
     def execute(self, context: Context) -> Any:
         """Read, judge, write."""
@@ -210,9 +201,7 @@ class BatchResultsOperator(BaseOperator):
         with airflow_errors():
             policy = FailurePolicy(self.max_failed_records)
             self._check()
-            self.batch_url = batch_url(
-                self.hook.url, self.service_name, self.service_version, self.execution_id
-            )
+            self._link_to(self.execution_id)
             most = as_whole_number("max_xcom_records", self.max_xcom_records)
             total = self._complete()
             if self.output_path is None and total > most:
@@ -235,10 +224,7 @@ class BatchResultsOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """Cancel a batch of failed records that this task has started."""
-        if self._rescoring_id is not None and self._hook is not None:
-            self._hook.cancel_batch_at_once(
-                self.service_name, self.service_version, self._rescoring_id
-            )
+        self._cancel_at_once(self._rescoring_id)
 
     # --- before reading --------------------------------------------------------------------------
 

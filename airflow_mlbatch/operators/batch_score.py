@@ -18,7 +18,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_mlbatch.errors import BatchTimeoutError, InputError, MLBatchError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors, checked, status_of_event
-from airflow_mlbatch.links import BatchExecutionLink, batch_url
+from airflow_mlbatch.links import BatchExecutionLink, BatchTask
 from airflow_mlbatch.operators.locations import location
 from airflow_mlbatch.operators.submission import (
     STORE_KEY,
@@ -47,7 +47,7 @@ EXECUTION_ID_KEY = "mlbatch_execution_id"
 _BACKSTOP = timedelta(minutes=10)
 
 
-class BatchScoreOperator(BaseOperator):
+class BatchScoreOperator(BatchTask, BaseOperator):
     """Starts a batch and returns its execution id.
 
     Give either ``records`` or ``input_path``. Everything is checked and cast to the service's declared
@@ -141,15 +141,6 @@ class BatchScoreOperator(BaseOperator):
         self.on_ambiguous_submission = on_ambiguous_submission
         self.mlbatch_conn_id = mlbatch_conn_id
         self.execution_id: str | None = None
-        self.batch_url = ""
-        self._hook: MLBatchHook | None = None
-
-    @property
-    def hook(self) -> MLBatchHook:
-        """The hook of the connection; made on first use."""
-        if self._hook is None:
-            self._hook = MLBatchHook(self.mlbatch_conn_id)
-        return self._hook
 
     def execute(self, context: Context) -> str | None:
         """Start the batch, and wait for it if asked to."""
@@ -185,10 +176,8 @@ class BatchScoreOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """Cancel the batch of a task that is killed on its worker."""
-        if self.cancel_on_kill and self.execution_id is not None and self._hook is not None:
-            self._hook.cancel_batch_at_once(
-                self.service_name, self.service_version, self.execution_id
-            )
+        if self.cancel_on_kill:
+            self._cancel_at_once(self.execution_id)
 
     # --- the records -----------------------------------------------------------------------------
 
@@ -276,9 +265,7 @@ class BatchScoreOperator(BaseOperator):
 
     def _running(self, execution_id: str) -> None:
         self.execution_id = execution_id
-        self.batch_url = batch_url(
-            self.hook.url, self.service_name, self.service_version, execution_id
-        )
+        self._link_to(execution_id)
 
     def _wait(self, submitted: Submitted, started_at: float) -> None:
         deadline, limited_by = self._deadline(submitted.submitted_at, started_at)

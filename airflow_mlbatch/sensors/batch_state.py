@@ -23,7 +23,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_mlbatch.errors import BatchFailedError, BatchTimeoutError, MLBatchError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors, checked, status_of_event, summary
-from airflow_mlbatch.links import BatchExecutionLink, batch_url
+from airflow_mlbatch.links import BatchExecutionLink, BatchTask
 from airflow_mlbatch.protocol.results import BatchStatus
 from airflow_mlbatch.triggers import BatchStateTrigger
 
@@ -41,7 +41,7 @@ BACKSTOP = timedelta(minutes=10)
 _LONGEST_PAUSE = 30.0
 
 
-class BatchStateSensor(BaseSensorOperator):
+class BatchStateSensor(BatchTask, BaseSensorOperator):
     """Waits until a batch execution is complete; fails when it failed or is gone.
 
     Its XCom is the batch's summary: ``execution_id``, ``state``, ``completed_item_count``,
@@ -87,16 +87,7 @@ class BatchStateSensor(BaseSensorOperator):
         self.mlbatch_conn_id = mlbatch_conn_id
         self.deferrable = deferrable
         self.cancel_on_kill = cancel_on_kill
-        self.batch_url = ""
-        self._hook: MLBatchHook | None = None
         self._started_at: float | None = None
-
-    @property
-    def hook(self) -> MLBatchHook:
-        """The hook of the connection; made on first use."""
-        if self._hook is None:
-            self._hook = MLBatchHook(self.mlbatch_conn_id)
-        return self._hook
 
     def execute(self, context: Context) -> Any:
         """Poll, in the way that was asked for."""
@@ -104,7 +95,7 @@ class BatchStateSensor(BaseSensorOperator):
         if not self.deferrable:
             return super().execute(context)
         with airflow_errors():
-            self._link()
+            self._link_to(self.execution_id)
             try:
                 status = self._status()
             except MLBatchError as error:
@@ -136,7 +127,7 @@ class BatchStateSensor(BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """One poll; as patient with a server in trouble as the trigger is."""
         with _sensor_errors():
-            self._link()
+            self._link_to(self.execution_id)
             try:
                 status = self._status()
             except MLBatchError as error:
@@ -168,15 +159,13 @@ class BatchStateSensor(BaseSensorOperator):
         """Judge what the trigger saw."""
         with _sensor_errors():
             self.execution_id, status = status_of_event(event)
-        self._link()
+        self._link_to(self.execution_id)
         return self._ended(status)
 
     def on_kill(self) -> None:
         """Cancel the batch if that was asked for."""
-        if self.cancel_on_kill and self._hook is not None:
-            self._hook.cancel_batch_at_once(
-                self.service_name, self.service_version, self.execution_id
-            )
+        if self.cancel_on_kill:
+            self._cancel_at_once(self.execution_id)
 
     def _ended(self, status: BatchStatus) -> dict[str, Any]:
         try:
@@ -198,11 +187,6 @@ class BatchStateSensor(BaseSensorOperator):
     def _log_problem(self, report: Report) -> None:
         if report.problem is not None:
             self.log.warning("poll of execution %s: %s", self.execution_id, report.problem)
-
-    def _link(self) -> None:
-        self.batch_url = batch_url(
-            self.hook.url, self.service_name, self.service_version, self.execution_id
-        )
 
 
 @contextmanager
