@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -145,6 +146,7 @@ class _Rows:
                     return
         finally:
             reader.close()
+            self._file.take_back()
 
     def check_quotes(self, where: str) -> None:
         """Arrow takes the end of the file for the end of a cell whose quote was never closed."""
@@ -170,16 +172,27 @@ class _Rows:
 
 
 class _Unclosed(io.RawIOBase):
-    """Lends a file to Arrow, which closes what it is given."""
+    """Lends a file to Arrow, which closes what it is given.
+
+    Arrow reads ahead on a thread of its own, also with ``use_threads=False``, and closing its reader
+    does not wait for that thread: taken back, the file is no longer read behind our back.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.quotes = file, 0
+        self._lock, self._is_lent = threading.Lock(), True
+
+    def take_back(self) -> None:
+        """From now on Arrow finds the end of the file here."""
+        with self._lock:
+            self._is_lent = False
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
+        with self._lock:
+            data = self._file.read(size) if self._is_lent else b""
         self.quotes += data.count(b'"')
         return data
 
