@@ -11,10 +11,10 @@ PARALLEL := -n 3 --dist loadfile
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-system test-floor check format bench constraints venv clean
+.PHONY: help demo ui test test-system test-system-quick test-floor check format bench constraints venv clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## score the mtcars table through a real Dag on a real server
 	@$(BIN)/mlbatch demo
@@ -27,6 +27,9 @@ test: $(VENV)/.dev ## run the tests that need no Airflow processes
 
 test-system: $(VENV)/.dev ## run the tests with real schedulers, triggerers and workers
 	@$(BIN)/python -m pytest -m system $(ARGS)
+
+test-system-quick: $(VENV)/.dev ## run the part of them that is quick enough for each change
+	@$(BIN)/python -m pytest -m "system and quick" $(ARGS)
 
 test-floor: $(FLOOR)/.ready ## run the tests with the oldest Airflow that is supported
 	@$(FLOOR)/bin/python -m pytest $(PARALLEL) tests/test_packaging.py tests/provider $(ARGS)
