@@ -117,35 +117,37 @@ class _Rows:
         import pyarrow as pa
         import pyarrow.csv as arrow_csv
 
-        reader = arrow_csv.open_csv(
-            pa.PythonFile(self._file, "r"),
-            # One thread: the file belongs to this one, and rows keep their numbers.
-            read_options=arrow_csv.ReadOptions(
-                use_threads=False, block_size=self._block, skip_rows_after_names=self._skipped
-            ),
-            parse_options=arrow_csv.ParseOptions(
-                delimiter=self._delimiter,
-                newlines_in_values=True,
-                ignore_empty_lines=len(self._header) > 1,
-                invalid_row_handler=self._take_bad_row,
-            ),
-            convert_options=arrow_csv.ConvertOptions(
-                include_columns=self._columns,
-                column_types=dict.fromkeys(self._columns, pa.string()),
-                null_values=[""],
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-                check_utf8=False,
-            ),
-        )
+        reader = None
         try:
+            reader = arrow_csv.open_csv(
+                pa.PythonFile(self._file, "r"),
+                # One thread: the file belongs to this one, and rows keep their numbers.
+                read_options=arrow_csv.ReadOptions(
+                    use_threads=False, block_size=self._block, skip_rows_after_names=self._skipped
+                ),
+                parse_options=arrow_csv.ParseOptions(
+                    delimiter=self._delimiter,
+                    newlines_in_values=True,
+                    ignore_empty_lines=len(self._header) > 1,
+                    invalid_row_handler=self._take_bad_row,
+                ),
+                convert_options=arrow_csv.ConvertOptions(
+                    include_columns=self._columns,
+                    column_types=dict.fromkeys(self._columns, pa.string()),
+                    null_values=[""],
+                    strings_can_be_null=True,
+                    quoted_strings_can_be_null=False,
+                    check_utf8=False,
+                ),
+            )
             while True:
                 try:
                     yield reader.read_next_batch()
                 except StopIteration:
                     return
         finally:
-            reader.close()
+            if reader is not None:
+                reader.close()
             self._file.take_back()
 
     def check_quotes(self, where: str) -> None:
