@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from airflow.providers.common.compat.sdk import Asset, AssetAlias
 
@@ -51,7 +52,8 @@ def emit(context: Context, outlets: Any, path: str, extra: Mapping[str, Any]) ->
 def _uri(path: Any) -> str | None:
     if not isinstance(path, str) or "{{" in path or "{%" in path:
         return None
-    path = path.rstrip("/")
+    # Airflow takes nothing but ASCII, at least for some databases.
+    path = re.sub(r"[^\x00-\x7f]+", lambda found: quote(found[0]), path.rstrip("/"))
     if path.startswith("/"):
         return f"file://{path}"
     # s3://my_connection@bucket/…: who reads the asset may have another connection.

@@ -646,7 +646,7 @@ def test_a_fixed_path_is_an_outlet(context: dict[str, Any], scored: Scored, tmp_
 @pytest.mark.parametrize(
     ("path", "uri"),
     [
-        ("/data/a b/größe.csv", "file:///data/a b/größe.csv"),
+        ("/data/a b/größe.csv", "file:///data/a b/gr%C3%B6%C3%9Fe.csv"),
         ("s3://bucket/key.parquet", "s3://bucket/key.parquet"),
         ("s3://my_conn@bucket/key.parquet", "s3://bucket/key.parquet"),
         ("{{ params.path }}", None),
