@@ -25,7 +25,7 @@ ui: $(VENV)/.demo ## open Airflow with the example Dags and a scoring server beh
 test: $(VENV)/.dev ## run the tests that need no Airflow processes
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
-test-system: $(VENV)/.dev ## run the tests with real schedulers, triggerers and workers
+test-system: $(VENV)/.system ## run the tests with real schedulers, triggerers and workers
 	@$(BIN)/python -m pytest -m system $(ARGS)
 
 test-system-quick: $(VENV)/.dev ## run the part of them that is quick enough for each change
@@ -62,6 +62,10 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 $(VENV)/.dev: pyproject.toml constraints.txt
 	@scripts/venv $(VENV) $(DEV) constraints.txt
 	@touch $(VENV)/.demo $@
+
+$(VENV)/.system: $(VENV)/.dev
+	@scripts/venv $(VENV) $(DEV),system constraints.txt
+	@touch $@
 
 $(FLOOR)/.ready: pyproject.toml constraints-floor.txt
 	@scripts/venv $(FLOOR) demo,test constraints-floor.txt 12

@@ -13,14 +13,6 @@ from tests.system.airflow_processes import AirflowProcesses, Run, eventually, ru
 from tests.system.scoring_proxy import Held, Passed, ScoringProxy, scoring_proxy
 from tests.system.services import VERSIONS
 
-
-def pytest_configure(config: pytest.Config) -> None:
-    """The part of the system tests that fits into five minutes of a machine of its own."""
-    config.addinivalue_line(
-        "markers", "quick: of the system tests those that are run for each change"
-    )
-
-
 SERVICES = Path(__file__).parent / "services.py"
 
 
