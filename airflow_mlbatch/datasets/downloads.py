@@ -22,7 +22,12 @@ from typing import Any
 from airflow_mlbatch.datasets import locations
 from airflow_mlbatch.datasets.artifacts import ArtifactNames
 from airflow_mlbatch.datasets.locations import StoragePath
-from airflow_mlbatch.datasets.staging import StagedFile, remove_leftovers, write_whole
+from airflow_mlbatch.datasets.staging import (
+    StagedFile,
+    remove_leftovers,
+    staging_place,
+    write_whole,
+)
 from airflow_mlbatch.errors import ContractError, InputError
 from airflow_mlbatch.protocol.messages import Sink
 
@@ -129,10 +134,12 @@ class ArtifactDownload:
 
     def _sweep(self, folder: StoragePath) -> None:
         """Remove what an earlier attempt left in a folder, before this one writes there."""
+        # Not once for each folder: in an object store, other threads have staged theirs there by then.
+        place = staging_place(folder)
         with self._lock:
-            if str(folder) not in self._swept:
+            if place not in self._swept:
                 remove_leftovers(folder, self._attempt)
-                self._swept.add(str(folder))
+                self._swept.add(place)
 
     def keep(self) -> None:
         """Note what is in place, because the attempt ends here."""

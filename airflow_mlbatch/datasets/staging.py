@@ -39,7 +39,7 @@ from airflow_mlbatch.datasets import locations
 from airflow_mlbatch.datasets.locations import StoragePath
 from airflow_mlbatch.errors import DatasetError
 
-__all__ = ["StagedFile", "remove_leftovers", "write_whole"]
+__all__ = ["StagedFile", "remove_leftovers", "staging_place", "write_whole"]
 
 
 class StagedFile:
@@ -215,17 +215,24 @@ def write_whole(path: StoragePath, data: bytes, attempt: str | None = None) -> N
         file.write(data)
 
 
-def remove_leftovers(folder: StoragePath, attempt: str) -> None:
-    """Remove what earlier tries of a piece of work left of any file of a folder.
-
-    To be called before anything is staged there by this try.
-    """
+def staging_place(folder: StoragePath) -> str:
+    """Where the files of a folder are staged: for every folder of an object store it is the same."""
     filesystem, key = locations.resolve(folder)
+    return tempfile.gettempdir() if locations.is_object_store(filesystem) else key
+
+
+def remove_leftovers(folder: StoragePath, attempt: str) -> None:
+    """Remove what earlier tries of a piece of work left where the files of a folder are staged.
+
+    To be called before anything is staged by this try in :func:`staging_place`.
+    """
+    filesystem, _ = locations.resolve(folder)
+    key = staging_place(folder)
     staged = re.compile(
         rf"^(\..+|mlbatch\.[0-9a-f]{{12}})\.{_token(attempt)}\.[0-9a-f]{{8}}\.part$"
     )
     if locations.is_object_store(filesystem):
-        key, names = tempfile.gettempdir(), os.listdir(tempfile.gettempdir())
+        names = os.listdir(key)
     else:
         names = locations.list_names(filesystem, key)
     for name in filter(staged.match, names):

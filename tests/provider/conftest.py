@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,3 +75,39 @@ def context(store: FakeStateStore) -> dict[str, Any]:
         "task_state_store": store,
         "outlet_events": OutletEventAccessors(),
     }
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of a moto server."""
+    pytest.importorskip("s3fs", reason="s3fs is not installed (extra: s3)")
+    pytest.importorskip("airflow.providers.amazon", reason="not installed (extra: s3)")
+    moto = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
+    """An empty bucket, the connection `aws_test` to it, and another way to look into it."""
+    import s3fs
+
+    connection = {
+        "conn_type": "aws",
+        "login": "test",
+        "password": "test",
+        "extra": {"endpoint_url": s3_server, "region_name": "eu-west-1"},
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_TEST", json.dumps(connection))
+    fs = s3fs.S3FileSystem(
+        key="test",
+        secret="test",
+        client_kwargs={"endpoint_url": s3_server, "region_name": "eu-west-1"},
+        skip_instance_cache=True,
+    )
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    fs.mkdir(bucket)
+    return bucket, fs
