@@ -37,7 +37,8 @@ def emit(context: Context, outlets: Any, path: str, extra: Mapping[str, Any]) ->
     """Tell Airflow what is in the asset now.
 
     :param outlets: the task's outlets: assets get the metadata, aliases also the asset
-    :param extra: counts and ids
+    :param extra: counts and ids; numbers and texts only, because Airflow 3.0 puts what an alias tells
+        into a set
     """
     events: Any = context["outlet_events"]
     for outlet in outlets or ():

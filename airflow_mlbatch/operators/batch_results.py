@@ -481,12 +481,8 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         )
         write_manifest(self._manifest(), manifest, attempt_of(context))
         counts = {name: manifest[name] for name in ("rows", "succeeded", "failed")}
-        emit(
-            context,
-            self.outlets,
-            self.output_path,
-            {**counts, "execution_ids": manifest["execution_ids"]},
-        )
+        told = {**counts, "execution_id": self.execution_id}
+        emit(context, self.outlets, self.output_path, told)
         return manifest
 
     def _write(

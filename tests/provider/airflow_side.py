@@ -3,9 +3,31 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import IO, Any
 
-__all__ = ["FakeStateStore", "FakeTaskInstance"]
+from airflow import __version__ as airflow_version
+from packaging.version import Version
+
+__all__ = ["FakeStateStore", "FakeTaskInstance", "tell_of_assets"]
+
+
+def tell_of_assets(environment: Mapping[str, str], log: IO[str]) -> None:
+    """Let Airflow's database know the assets of the Dags, before ``dag.test()`` wants them.
+
+    Before 3.2 ``dag.test()`` leaves that to the scheduler, and then fails tasks that have outlets.
+    """
+    if Version(airflow_version) < Version("3.2"):
+        subprocess.run(
+            [sys.executable, "-m", "airflow", "dags", "reserialize"],
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=True,
+        )
 
 
 class FakeStateStore:

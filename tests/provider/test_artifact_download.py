@@ -19,6 +19,11 @@ from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.operators import ArtifactDownloadOperator
 from tests.faults.server import Act, Answer, FaultServer, Request, as_json
 
+# Airflow 3.0's own way of making paths: nothing that we could do otherwise.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:in a future version of UPath:PendingDeprecationWarning"
+)
+
 BINARY = bytes(range(256)) * 4
 
 
