@@ -20,6 +20,7 @@ from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors, checked, status_of_event
 from airflow_mlbatch.links import BatchExecutionLink, BatchTask
 from airflow_mlbatch.operators.locations import location
+from airflow_mlbatch.operators.rendered import as_row_range
 from airflow_mlbatch.operators.submission import (
     STORE_KEY,
     OnAmbiguousSubmission,
@@ -217,7 +218,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             location(self.input_path, self.input_conn_id),
             inputs,
             columns=self.columns,
-            row_range=self.row_range,
+            row_range=as_row_range(self.row_range),
             format=self.input_format,
         )
         return encode_columns(inputs, columns), count

@@ -67,10 +67,13 @@ def test_tables(
     assert results_of(hook, execution_id) == [2.0, 4.0]
 
 
-def test_columns_and_row_range(hook: MLBatchHook, context: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("row_range", [(3, 6), "[3, 6]", ["3", "6"]])
+def test_columns_and_row_range(
+    hook: MLBatchHook, context: dict[str, Any], tmp_path: Path, row_range: Any
+) -> None:
     (tmp_path / "t.csv").write_text("power\n" + "\n".join(map(str, range(10))) + "\n")
     execution_id = score(
-        input_path=f"file://{tmp_path}/t.csv", columns={"x": "power"}, row_range=(3, 6)
+        input_path=f"file://{tmp_path}/t.csv", columns={"x": "power"}, row_range=row_range
     ).execute(context)
     assert execution_id is not None
     assert results_of(hook, execution_id) == [6.0, 8.0, 10.0]
