@@ -33,6 +33,7 @@ START_SECONDS = 180.0
 STEP_SECONDS = 120.0
 _STOP_SECONDS = 30.0
 _FAREWELL_SECONDS = 3.0
+_DATABASE_TRIES, _DATABASE_PAUSE = 20, 0.5
 
 # Short, so that a death is noticed within a test; what a user would see is the same, only sooner.
 _SETTINGS = {
@@ -226,13 +227,21 @@ class AirflowProcesses:
     # --- the API ---------------------------------------------------------------------------------
 
     def ask(self, method: str, path: str, body: Any = None, **params: Any) -> Any:
-        """A request to Airflow's public API; returns the decoded reply."""
+        """A request to Airflow's public API; returns the decoded reply.
+
+        SQLite lets one write at a time, and Airflow tells a reader who then wants to write, too, that
+        its database has an error: what was asked has not been done, and is asked for again.
+        """
         if "Authorization" not in self._session.headers:
             token = self._session.get(f"{self.url}/auth/token", timeout=60).json()
             self._session.headers["Authorization"] = f"Bearer {token['access_token']}"
-        reply = self._session.request(
-            method, f"{self.url}/api/v2{path}", json=body, params=params, timeout=60
-        )
+        for _ in range(_DATABASE_TRIES):
+            reply = self._session.request(
+                method, f"{self.url}/api/v2{path}", json=body, params=params, timeout=60
+            )
+            if reply.status_code != 500 or "Database error" not in reply.text:
+                break
+            time.sleep(_DATABASE_PAUSE)
         assert reply.ok, f"{method} {path}: {reply.status_code} {reply.text}"
         return reply.json() if reply.content else None
 
