@@ -34,10 +34,11 @@ def airflow_errors() -> Iterator[None]:
 def checked(execution_id: str, status: BatchStatus) -> BatchStatus:
     """The status of an execution that is over.
 
-    :raises BatchFailedError: it failed
+    :raises BatchFailedError: it failed; with the server's words about it, where there are any
     """
     if status.state is BatchState.FAILED:
-        raise BatchFailedError(f"execution {execution_id} failed on the server after {status}")
+        told = f"execution {execution_id} failed on the server after {status}"
+        raise BatchFailedError(f"{told}: {status.message}" if status.message else told)
     return status
 
 
@@ -54,7 +55,11 @@ def summary(execution_id: str, status: BatchStatus) -> dict[str, Any]:
 def event_of(execution_id: str, outcome: BatchStatus | MLBatchError) -> dict[str, Any]:
     """An outcome as a trigger's event: plain JSON, no secrets."""
     if isinstance(outcome, BatchStatus):
-        return {"status": "done", **summary(execution_id, outcome)}
+        return {
+            "status": "done",
+            **summary(execution_id, outcome),
+            "message": outcome.message,
+        }
     return {
         "status": "error",
         "execution_id": execution_id,
@@ -78,7 +83,8 @@ def status_of_event(event: Any) -> tuple[str, BatchStatus]:
         state = BatchState.parse(event.get("state"))
         done, total = event.get("completed_item_count"), event.get("total_item_count")
         if state.is_terminal and isinstance(done, int) and isinstance(total, int):
-            return event["execution_id"], BatchStatus(state, done, total)
+            message = str(event.get("message") or "")
+            return event["execution_id"], BatchStatus(state, done, total, message)
     if event.get("status") == "error" and isinstance(event.get("message"), str):
         raise _error_of(event)
     raise ContractError(f"trigger event: found {event!r:.200}, expected the end of a batch")

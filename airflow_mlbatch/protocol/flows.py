@@ -49,6 +49,7 @@ from airflow_mlbatch.protocol.documents import (
     read_names,
     read_server_status,
     read_tokens,
+    shown,
 )
 from airflow_mlbatch.protocol.messages import (
     MIB,
@@ -68,6 +69,7 @@ from airflow_mlbatch.protocol.messages import (
 from airflow_mlbatch.protocol.records import encode_record
 from airflow_mlbatch.protocol.results import (
     BatchStatus,
+    FailureSink,
     RecordBlock,
     RecordResult,
     ResultsSink,
@@ -285,16 +287,34 @@ class Flows:
     def get_batch_status(
         self, service_name: str, service_version: str, execution_id: str
     ) -> Flow[BatchStatus]:
-        """State and counts, without reading on once they are known."""
+        """State and counts, without reading on once they are known; of a failed batch also why."""
+        named = _execution(service_name, service_version, execution_id)
         reply = yield from self._call(
             routes.BATCH,
-            _execution(service_name, service_version, execution_id),
+            named,
             query=_partial(False),
             open_sink=StatusSink,
             max_body=_NO_LIMIT,
         )
         status: BatchStatus = reply.sink.status
+        if status.state is BatchState.FAILED:
+            status = replace(status, message=(yield from self._why_failed(named)))
         return status
+
+    def _why_failed(self, named: Mapping[str, str]) -> Flow[str]:
+        """The server's words about a failed batch; its failure does not depend on them."""
+        try:
+            reply = yield from self._call(
+                routes.BATCH,
+                named,
+                query=_partial(True),
+                open_sink=FailureSink,
+                max_body=_NO_LIMIT,
+            )
+        except (AnswerError, LineError, ContractError):
+            return ""
+        words = reply.sink.message
+        return self._redacted(shown(words.encode("utf-8", "replace"))) if words else ""
 
     @_discreet
     def read_batch_results(

@@ -26,6 +26,7 @@ from airflow_mlbatch.protocol.values import MAX_SAFE_INTEGER, Misfit, TypeName, 
 __all__ = [
     "BatchResults",
     "BatchStatus",
+    "FailureSink",
     "RecordBlock",
     "RecordResult",
     "ResultsSink",
@@ -43,11 +44,13 @@ class BatchStatus:
     :param state: see :class:`BatchState`
     :param completed_item_count: records scored so far, failed ones included
     :param total_item_count: records in the batch
+    :param message: what the server says about a batch that failed, where it says anything
     """
 
     state: BatchState
     completed_item_count: int = 0
     total_item_count: int = 0
+    message: str = ""
 
     @property
     def is_terminal(self) -> bool:
@@ -169,7 +172,8 @@ def _read_status(found: Mapping[str, Any], result_count: int = 0) -> BatchStatus
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ContractError(f"batch status, {key}: found {value!r:.80}, expected a count")
         counts.append(value)
-    return BatchStatus(state, *counts)
+    completed, total = counts
+    return BatchStatus(state, completed, total)
 
 
 class StatusSink:
@@ -191,6 +195,39 @@ class StatusSink:
     def status(self) -> BatchStatus:
         """:raises ContractError: there is no state, or a count is none"""
         return _read_status(self._scanner.fields)
+
+
+class FailureSink:
+    """Reads the document of a failed batch no further than the first words about why.
+
+    The contract has no place for them: a server may put them beside the state, or at each record.
+    """
+
+    def __init__(self) -> None:
+        self._scanner = BatchScanner(take_items=self._take_items)
+        self._of_record = ""
+
+    def feed(self, data: bytes) -> bool:
+        self._scanner.feed(data)
+        return bool(self.message)
+
+    def close(self) -> None:
+        self._scanner.close()
+
+    @property
+    def message(self) -> str:
+        """Those words, empty where there are none."""
+        return _words(self._scanner.fields) or self._of_record
+
+    def _take_items(self, items: bytes) -> None:
+        records = msgspec.json.decode(items, type=list[dict[str, Any]])
+        words = (_words(lower_keys(record)) for record in records)
+        self._of_record = self._of_record or next(filter(None, words), "")
+
+
+def _words(item: Mapping[str, Any]) -> str:
+    found = item.get("errorMessage") or item.get("message")
+    return found if isinstance(found, str) else ""
 
 
 # --- reading results -----------------------------------------------------------------------------

@@ -595,8 +595,40 @@ def test_a_watch_ends_with_the_batch() -> None:
     ]
 
 
-def test_failed_is_an_end_too() -> None:
-    assert watch(batch("failed", 2))[1].state is BatchState.FAILED
+FAILED: dict[str, Any] = {"state": "failed", "completedItemCount": 2, "totalItemCount": 4}
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"message": "out of memory"}, "out of memory"),
+        ({"ErrorMessage": "out of memory", "batchExecutionResults": None}, "out of memory"),
+        (
+            {
+                "batchExecutionResults": [
+                    {"success": True, "errorMessage": ""},
+                    {"success": False, "errorMessage": "no such model"},
+                    {"success": False, "errorMessage": "nor this one"},
+                ]
+            },
+            "no such model",
+        ),
+        ({"message": "the token was access-1"}, "the token was ***"),
+        ({"message": 7, "batchExecutionResults": []}, ""),
+        ({"batchExecutionResults": ["nonsense"]}, ""),
+    ],
+)
+def test_failed_is_an_end_too_and_brings_the_reason(answer: dict[str, Any], words: str) -> None:
+    world, found = watch(batch("failed", 2), sized({**FAILED, **answer}))
+    assert (found.state, found.message) == (BatchState.FAILED, words)
+    assert len(world.sent) == 3
+    assert "showPartialResults=true" in world.lines[2]
+
+
+@pytest.mark.parametrize("answer", [CUT, sized(b"<html>"), reply({"message": "gone"}, 404)])
+def test_a_batch_has_failed_also_if_nobody_says_why(answer: Any) -> None:
+    found = watch(batch("failed", 2), answer)[1]
+    assert (found.state, found.message) == (BatchState.FAILED, "")
 
 
 def test_a_few_problems_in_a_row_are_forgiven() -> None:

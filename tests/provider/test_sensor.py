@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -27,6 +27,9 @@ from airflow_mlbatch.protocol.results import BatchStatus
 from airflow_mlbatch.protocol.states import BatchState
 from airflow_mlbatch.sensors import BatchStateSensor
 from airflow_mlbatch.triggers import BatchStateTrigger
+from tests.provider.conftest import SERVICES, connection_to
+from tests.server.api import Api
+from tests.server_process import RunningServer, running_server
 
 MODES = ["poke", "reschedule", "deferrable"]
 
@@ -165,20 +168,47 @@ def test_the_deferral_has_its_deadline_in_the_trigger(
     hook.cancel_batch("slow", "1", execution_id)
 
 
+@pytest.fixture(scope="module")
+def server_of_a_failed_batch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server that has forgotten a service while a batch of it was under way."""
+    folder = tmp_path_factory.mktemp("failed")
+    with running_server("--services", str(SERVICES), data_dir=folder / "data") as server:
+        api = Api(server.url)
+        api.start("slow", [{"x": 1, "seconds": 60}])
+        server.kill()
+    with running_server("--demo", "--workers", "1", data_dir=folder / "data") as server:
+        yield server
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_batch_that_failed_fails_the_task_with_the_servers_message(
+    server_of_a_failed_batch: RunningServer,
+    monkeypatch: pytest.MonkeyPatch,
+    context: dict[str, Any],
+    mode: str,
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_MLBATCH_DEFAULT", connection_to(server_of_a_failed_batch))
+    (execution_id,) = MLBatchHook().list_batch_executions("slow", "1")
+    told = r"1 of 1 records, 100 %: service 'slow' .* is no longer published on this server$"
+    with pytest.raises(AirflowFailException, match=told):
+        run_to_its_end(lambda: sensor_for(execution_id, mode), context)
+
+
 @pytest.mark.parametrize("soft_fail", [False, True])
-@pytest.mark.parametrize("mode", ["poke", "deferrable"])
-def test_a_batch_that_failed(context: dict[str, Any], mode: str, soft_fail: bool) -> None:
-    """Only a server that cannot run a batch at all says so: the outcome is handed in here."""
-    failed = BatchStatus(BatchState.FAILED, 3, 5)
-    sensor = sensor_for("some-id", mode, soft_fail=soft_fail)
+def test_a_batch_that_failed_while_the_sensor_was_deferred(
+    context: dict[str, Any], soft_fail: bool
+) -> None:
+    """As the first poll has it; soft_fail is judged by Airflow, which shows the cause."""
+    failed = BatchStatus(BatchState.FAILED, 3, 5, "no such model")
+    event = json.loads(json.dumps(event_of("some-id", failed)))
+    sensor = sensor_for("some-id", "deferrable", soft_fail=soft_fail)
     wanted = AirflowSkipException if soft_fail else AirflowFailException
-    with pytest.raises(wanted):
-        if mode == "deferrable":
-            event = event_of("some-id", failed)
-            sensor.resume_execution("execute_complete", {"event": event}, context)
-        else:
-            sensor.hook.get_batch_status = lambda *named: failed  # type: ignore[method-assign]
-            sensor.execute(context)
+    with pytest.raises(wanted) as caught:
+        sensor.resume_execution("execute_complete", {"event": event}, context)
+    told = caught.value.__cause__ if soft_fail else caught.value
+    assert str(told) == (
+        "execution some-id failed on the server after 3 of 5 records, 60 %: no such model"
+    )
 
 
 @pytest.mark.parametrize(
