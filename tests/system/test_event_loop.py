@@ -57,6 +57,7 @@ def done(execution_id: str) -> dict[str, object]:
         "state": "complete",
         "completed_item_count": RECORDS,
         "total_item_count": RECORDS,
+        "message": "",
     }
 
 
