@@ -11,11 +11,14 @@ PARALLEL := -n 3 --dist loadfile
 # say, and its log shows in clear what it sends to itself.
 FLOOR_TESTS := tests/test_packaging.py $(filter-out %/test_task_group.py %/test_secrets.py, \
 	$(wildcard tests/provider/test_*.py))
+# What may depend on the Python that runs it.
+PYTHONS := 3.10 3.12 3.13
+ROOMS := $(addprefix tests/,wire protocol transport faults datasets server provider)
 
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-system test-system-quick test-floor check format bench constraints venv clean
+.PHONY: help demo ui test test-system test-system-quick test-floor test-pythons check format bench constraints venv clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +40,9 @@ test-system-quick: $(VENV)/.dev ## run the part of them that is quick enough for
 
 test-floor: $(FLOOR)/.ready ## run the tests with the oldest Airflow that is supported
 	@$(FLOOR)/bin/python -m pytest $(PARALLEL) $(FLOOR_TESTS) $(ARGS)
+
+test-pythons: ## run the tests with the other Pythons that this machine has
+	@scripts/test-pythons demo,test constraints.txt "$(PYTHONS)" -- -m pytest $(PARALLEL) $(ROOMS) $(ARGS)
 
 check: $(VENV)/.dev ## formatting, lint, types, which room imports which, changelog
 	@$(BIN)/ruff format --check .
@@ -76,6 +82,6 @@ $(FLOOR)/.ready: pyproject.toml constraints-floor.txt
 	@touch $@
 
 clean: ## remove the virtual environments and what the tools left behind
-	@rm -rf $(VENV) $(FLOOR) build dist .hypothesis .import_linter_cache .mypy_cache \
+	@rm -rf $(VENV) $(VENV)-* build dist .hypothesis .import_linter_cache .mypy_cache \
 		.pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
