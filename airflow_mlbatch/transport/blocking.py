@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 
 from airflow_mlbatch.errors import MLBatchError
 from airflow_mlbatch.protocol.messages import (
@@ -31,6 +30,7 @@ from airflow_mlbatch.protocol.messages import (
 from airflow_mlbatch.protocol.receive import ACCEPT_ENCODING, Receiver
 from airflow_mlbatch.transport.endpoint import CHUNK, Endpoint, proxy_for
 from airflow_mlbatch.transport.entra import fetch_token
+from airflow_mlbatch.transport.line import LineAdapter, set_limits
 from airflow_mlbatch.transport.lost import as_lost, causes
 
 __all__ = ["BlockingDriver"]
@@ -57,7 +57,7 @@ class BlockingDriver:
         self._lock = threading.RLock()
         self._max_connections = max_connections
         self._session = requests.Session()
-        self._adapters = [HTTPAdapter(pool_maxsize=max_connections)]
+        self._adapters = [LineAdapter(pool_maxsize=max_connections)]
         self._session.mount("http://", self._adapters[0])
 
     def run(self, flow: Flow[T], on_report: Callable[[Report], None] | None = None) -> T:
@@ -103,7 +103,6 @@ class BlockingDriver:
         return on_report(step) if on_report else None
 
     def _send(self, send: Send) -> Reply | Lost:
-        end = None if send.seconds is None else time.monotonic() + send.seconds
         try:
             response = self._open(send)
         except _LINE_ERRORS as error:
@@ -120,8 +119,6 @@ class BlockingDriver:
                     return receiver.finish()
                 if receiver.feed(raw):
                     return receiver.reply()
-                if end is not None and time.monotonic() > end:
-                    return as_lost(TimeoutError(), was_sent=True)
 
     def _open(self, send: Send) -> requests.Response:
         endpoint, url = self._endpoint, self._endpoint.absolute(send.target)
@@ -136,6 +133,7 @@ class BlockingDriver:
         prepared.url = url  # quoted already; requests would quote it once more in its own way
         longest = math.inf if send.seconds is None else send.seconds
         proxy = proxy_for(url)
+        set_limits(endpoint.read_timeout, send.seconds)
         # Not the session's send(): it reads the whole body of a redirect, also when told not to follow.
         return self._session.get_adapter(url).send(
             prepared,
@@ -154,7 +152,7 @@ class BlockingDriver:
                 self._session.mount("https://", self._adapters[1])
 
 
-class _TlsAdapter(HTTPAdapter):
+class _TlsAdapter(LineAdapter):
     """Trusts what the endpoint trusts, no more and no less, so that both drivers trust the same."""
 
     def __init__(self, context: ssl.SSLContext, max_connections: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import socket
 import ssl
 import time
@@ -126,7 +127,8 @@ class NonblockingDriver:
             send.route.method,
             URL(url, encoded=True),
             headers={"Accept-Encoding": ACCEPT_ENCODING, **send.headers},
-            data=send.body,
+            # As a stream: a large body goes out in pieces, and others have their turn between them.
+            data=None if send.body is None else io.BytesIO(send.body),
             allow_redirects=False,
             proxy=proxy_for(url),
             ssl=await self._trusted() if url.startswith("https:") else True,

@@ -51,6 +51,7 @@ class Answer:
         length; empty for a plain body
     :param stop_after: closes the line after so many bytes of the framed body
     :param pause: seconds between pieces of ``piece`` bytes
+    :param interim: goes out before the head: replies such as 103, which are not the last word
     """
 
     status: int = 200
@@ -62,6 +63,7 @@ class Answer:
     pause: float = 0.0
     piece: int = 1
     close: bool = False
+    interim: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,13 @@ class Silence:
 
 @dataclass(frozen=True)
 class Raw:
-    """Write these bytes, whatever they are, and close."""
+    """Write these bytes, whatever they are, and close.
+
+    :param pause: seconds between one byte and the next
+    """
 
     data: bytes
+    pause: float = 0.0
 
 
 Act: TypeAlias = Answer | Reset | HangUp | Silence | Raw
@@ -102,12 +108,18 @@ class FaultServer:
     :param script: what to do for each request
     :param tls: wraps each line
     :param patience: seconds to wait for the next bytes of a request
+    :param read_pause: seconds between pieces of 64 KiB of a request's body
     """
 
     def __init__(
-        self, script: Script, tls: ssl.SSLContext | None = None, patience: float = 5.0
+        self,
+        script: Script,
+        tls: ssl.SSLContext | None = None,
+        patience: float = 5.0,
+        read_pause: float = 0.0,
     ) -> None:
         self._script, self._tls, self._patience = script, tls, patience
+        self._read_pause = read_pause
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self._is_closing = threading.Event()
         self._lock = threading.Lock()
@@ -191,7 +203,11 @@ class FaultServer:
         while (row := reader.readline()) not in (b"\r\n", b""):
             name, _, value = row.decode("latin-1").partition(":")
             headers[name.strip().lower()] = value.strip()
-        body = reader.read(int(headers.get("content-length", "0")))
+        left, body = int(headers.get("content-length", "0")), b""
+        while left > 0 and (piece := reader.read(min(left, 64 * 1024))):
+            left, body = left - len(piece), body + piece
+            if self._read_pause:
+                self._is_closing.wait(self._read_pause)
         return Request(method, target, headers, body, number)
 
     def _perform(self, line: socket.socket, act: Act) -> bool:
@@ -199,7 +215,11 @@ class FaultServer:
         if isinstance(act, Answer):
             return self._answer(line, act)
         if isinstance(act, Raw):
-            line.sendall(act.data)
+            step = 1 if act.pause else len(act.data)
+            for start in range(0, len(act.data), step):
+                line.sendall(act.data[start : start + step])
+                if act.pause and self._is_closing.wait(act.pause):
+                    return False
         elif isinstance(act, Silence):
             self._is_closing.wait()
         elif isinstance(act, Reset):
@@ -219,7 +239,7 @@ class FaultServer:
         is_last = act.close or act.stop_after is not None or not isinstance(act.body, bytes)
         if is_last:
             head.append("Connection: close")
-        line.sendall(("\r\n".join(head) + "\r\n\r\n").encode("utf-8"))
+        line.sendall(act.interim + ("\r\n".join(head) + "\r\n\r\n").encode("utf-8"))
         rest = act.stop_after
         for piece in _pieces(act):
             out = piece if rest is None else piece[:rest]

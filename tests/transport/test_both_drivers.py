@@ -453,6 +453,15 @@ CASES = [
         targets=["GET /status"] * 4,
         policy=replace(FAST, small_seconds=0.25),
     ),
+    Case(
+        "a head that drips without end",
+        server_status,
+        {"GET": [Raw(b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 20, pause=0.02)]},
+        error=ConnectionLostError,
+        text="GET /status: no answer in time",
+        targets=["GET /status"] * 4,
+        policy=replace(FAST, small_seconds=0.25),
+    ),
     # --- a server that is busy
     Case(
         "503, then well",

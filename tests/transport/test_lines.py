@@ -6,6 +6,7 @@ import asyncio
 import json
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -16,6 +17,7 @@ from airflow_mlbatch.errors import (
     ConnectionLostError,
     ContractError,
     ReplyTooLargeError,
+    SubmissionUnknownError,
 )
 from airflow_mlbatch.protocol import flows as flows_module
 from airflow_mlbatch.protocol.flows import Flows, Policy
@@ -354,6 +356,63 @@ def test_a_line_that_was_kept_and_died_is_no_second_request_by_itself(driver: Dr
     assert outcome.error is None
     assert outcome.sent[1:] == ("GET /status",) * 3
     assert [request.target for request in server.requests[1:]] == ["/status"] * 3
+
+
+@both
+@pytest.mark.parametrize("status", [100, 102, 103])
+def test_interim_replies_are_not_taken_for_the_last_word(driver: DriverName, status: int) -> None:
+    """Each submission gets the id of its own batch, also on a line that is used again."""
+    interim = f"HTTP/1.1 {status} Not yet\r\nLink: </style.css>\r\n\r\n".encode() * 2
+    started = [as_json(f"id-{number}", 202, interim=interim) for number in range(3)]
+    found: list[str] = []
+
+    def start(flows: Flows) -> Flow[None]:
+        found.append((yield from flows.start_batch("s", "1", b"[]")))
+
+    with FaultServer(Play({"POST /login": [TOKENS], "POST": started})) as server:
+        outcome = Talk(server.url).hold(driver, start, start, start)
+
+    assert (outcome.error, outcome.text) == (None, "")
+    assert found == ["id-0", "id-1", "id-2"]
+    assert (len(server.requests), server.connections) == (4, 1)
+
+
+@both
+@pytest.mark.parametrize("is_warm", [False, True])
+def test_a_large_body_may_take_longer_than_a_connection(driver: DriverName, is_warm: bool) -> None:
+    """What is sent has the time of a silence for each piece, not that of a connection for all."""
+    body = b" " * 16 * MIB
+    talk = Talk(
+        "",
+        credentials=flows_module.Credentials(token="ready"),
+        endpoint={"connect_timeout": 0.3, "read_timeout": 10},
+    )
+    first = [server_status] if is_warm else []
+    acts = {"GET": [STATUS], "POST": [as_json("id-1", 202)]}
+    with FaultServer(Play(acts), read_pause=0.005) as server:
+        outcome = replace(talk, url=server.url).hold(
+            driver, *first, lambda flows: flows.start_batch("s", "1", body)
+        )
+
+    assert (outcome.value, outcome.text) == ("id-1", "")
+    assert server.requests[-1].body == body
+    assert server.connections == 1
+
+
+def test_a_body_that_nobody_takes() -> None:
+    """Only the blocking driver sends bodies that do not fit into the buffers of a line."""
+    talk = Talk(
+        "",
+        credentials=flows_module.Credentials(token="ready"),
+        endpoint={"read_timeout": 0.3},
+    )
+    with FaultServer(Play({}), read_pause=60) as server:
+        outcome = replace(talk, url=server.url).hold(
+            "blocking", lambda flows: flows.start_batch("s", "1", b" " * 32 * MIB)
+        )
+
+    assert outcome.error is SubmissionUnknownError
+    assert "no answer in time; the batch may have been started, or not" in outcome.text
 
 
 @both
