@@ -7,6 +7,7 @@ repeats, back-off, deadlines, redirects and states stands here; a driver decides
 
 from __future__ import annotations
 
+import copy
 import functools
 import html
 import random
@@ -171,6 +172,7 @@ class Flows:
         self._endpoint = endpoint.rstrip("/") + "/"
         self._policy = policy or Policy()
         self._tokens: Tokens | None = None
+        self._failure: MLBatchError | None = None
         self._secrets: deque[str] = deque(maxlen=_SECRETS_KEPT)
         if credentials.token:
             self._tokens = Tokens(credentials.token)
@@ -502,7 +504,7 @@ class Flows:
         """A token that is not the refused one and does not expire at once."""
         token = self._usable(refused, (yield Now()))
         if token is None:
-            token = yield Exclusive(self._renewed(refused))
+            token = yield Exclusive(self._renewed(refused, self._failure))
         return token
 
     def _usable(self, refused: str | None, now: float) -> str | None:
@@ -512,11 +514,26 @@ class Flows:
         is_alive = tokens.expires_at is None or now < tokens.expires_at
         return tokens.access_token if is_alive else None
 
-    def _renewed(self, refused: str | None) -> Flow[str]:
-        # Another flow may have renewed while this one waited for the lock.
+    def _renewed(
+        self, refused: str | None, failure_before: MLBatchError | None = None
+    ) -> Flow[str]:
+        # Another flow may have renewed while this one waited for the lock, or failed to: thousands
+        # that try in turn would lock the account, or wait for a dead server one after another.
         token = self._usable(refused, (yield Now()))
         if token is not None:
             return token
+        if self._failure is not None and self._failure is not failure_before:
+            raise copy.copy(self._failure)
+        try:
+            token = yield from self._new_token()
+        except MLBatchError as error:
+            # A copy has no traceback, which would keep alive all that the frames hold.
+            self._failure = copy.copy(error)
+            raise
+        self._failure = None
+        return token
+
+    def _new_token(self) -> Flow[str]:
         if self._credentials.token:
             raise AuthenticationError(
                 "the server does not accept the token in the connection's password field", 401

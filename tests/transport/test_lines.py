@@ -18,6 +18,7 @@ from airflow_mlbatch.errors import (
     ContractError,
     ReplyTooLargeError,
     SubmissionUnknownError,
+    UnavailableError,
 )
 from airflow_mlbatch.protocol import flows as flows_module
 from airflow_mlbatch.protocol.flows import Flows, Policy
@@ -494,6 +495,47 @@ def test_a_refused_token_is_renewed_once_for_all() -> None:
 
     targets = [request.target for request in server.requests]
     assert (targets.count("/login"), targets.count("/login/refreshToken")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "logins"), [(401, AuthenticationError, 1), (503, UnavailableError, 3)]
+)
+def test_a_login_that_fails_fails_for_all_who_wait_for_it(
+    status: int, error: type[Exception], logins: int
+) -> None:
+    """Two hundred flows do not lock an account, nor wait for a dead server one after another."""
+    policy = Policy(first_wait=0.01, longest_wait=0.01, repeat_seconds=0.025, chance=lambda: 1.0)
+
+    async def talk(server: FaultServer) -> list[Any]:
+        flows = Flows(USER, server.url, policy)
+        driver = NonblockingDriver(Endpoint(server.url))
+        try:
+            runs = [driver.run(flows.get_server_status()) for _ in range(200)]
+            return await asyncio.gather(*runs, return_exceptions=True)
+        finally:
+            await driver.close()
+
+    with FaultServer(Play({"POST": [as_json({"message": "no"}, status)]})) as server:
+        found = asyncio.run(talk(server))
+
+    assert {type(raised) for raised in found} == {error}
+    assert len({str(raised) for raised in found}) == 1
+    assert 1 <= len(server.requests) <= logins
+
+
+@both
+def test_a_login_that_failed_is_tried_again_by_who_comes_later(driver: DriverName) -> None:
+    def twice(flows: Flows) -> Flow[Any]:
+        with pytest.raises(AuthenticationError):
+            yield from flows.get_server_status()
+        return (yield from flows.get_server_status())
+
+    acts = {"POST": [as_json({"message": "locked for a minute"}, 401), TOKENS], "GET": [STATUS]}
+    with FaultServer(Play(acts)) as server:
+        outcome = Talk(server.url).hold(driver, twice)
+
+    assert outcome.error is None
+    assert [request.target for request in server.requests] == ["/login", "/login", "/status"]
 
 
 @both
