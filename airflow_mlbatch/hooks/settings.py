@@ -22,9 +22,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from airflow_mlbatch.errors import ConnectionConfigError
+from airflow_mlbatch.protocol.documents import is_bearer
 from airflow_mlbatch.protocol.flows import Credentials
 from airflow_mlbatch.protocol.messages import EntraSource
 from airflow_mlbatch.transport.endpoint import Endpoint
@@ -54,6 +55,8 @@ def read_settings(connection: Connection, extra: Mapping[str, Any]) -> Settings:
     """
     conn_id = connection.conn_id
     try:
+        if not isinstance(extra, Mapping):
+            raise ConnectionConfigError(f"extra: found {type(extra).__name__}, expected an object")
         verify = _verify(extra.get("verify", True))
         endpoint = Endpoint(
             url=_url(connection),
@@ -91,8 +94,26 @@ def _url(connection: Connection) -> str:
         raise ConnectionConfigError(
             "host: expected a name or a URL without user, query or fragment"
         )
-    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{name}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
+    if port is not None and not 0 < port < 65536:
+        raise ConnectionConfigError(f"port: found {port}, expected a number from 1 to 65535")
+    # Quoted here, so that each library finds nothing to quote in its own way.
+    path = quote(parts.path.rstrip("/"), safe="!$%&'()*+,/:;=@~", errors="surrogateescape")
+    return f"{parts.scheme}://{_name(parts.hostname)}{f':{port}' if port else ''}{path}"
+
+
+def _name(host: str) -> str:
+    """A host as it stands in an address."""
+    if ":" in host:
+        return f"[{host}]"
+    try:
+        is_name = host.encode("idna") and not any(letter.isspace() for letter in host)
+    except UnicodeError:
+        is_name = False
+    if not is_name:
+        raise ConnectionConfigError(
+            f"host: found {host!a:.80}, expected a name whose parts have 1 to 63 letters"
+        )
+    return host
 
 
 def _credentials(connection: Connection, extra: Mapping[str, Any]) -> Credentials:
@@ -105,6 +126,11 @@ def _credentials(connection: Connection, extra: Mapping[str, Any]) -> Credential
         wanted = "a bearer token" if auth == "token" else "the password of the login"
         raise ConnectionConfigError(f"password: found nothing, expected {wanted}")
     if auth == "token":
+        if not is_bearer(connection.password):
+            raise ConnectionConfigError(
+                "password: found a blank, a line end or a letter that no header can carry, "
+                "expected a bearer token"
+            )
         return Credentials(token=connection.password)
     if not connection.login:
         raise ConnectionConfigError("login: found nothing, expected the name of the user")

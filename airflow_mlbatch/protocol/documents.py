@@ -16,10 +16,13 @@ import msgspec
 from airflow_mlbatch.errors import ContractError
 
 __all__ = [
+    "BYTE_ORDER_MARK",
     "NOT_JSON",
     "ServerStatus",
     "Tokens",
+    "decoded",
     "document",
+    "is_bearer",
     "lower_keys",
     "read_error",
     "read_execution_id",
@@ -27,6 +30,7 @@ __all__ = [
     "read_server_status",
     "read_tokens",
     "shown",
+    "without_mark",
     "write_error",
     "write_execution_id",
     "write_tokens",
@@ -37,6 +41,21 @@ __all__ = [
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _SHOWN_CHARACTERS = 300
+# Some libraries of .NET begin UTF-8 with it. It means nothing, and the vendor's clients skip it.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def decoded(body: bytes) -> Any:
+    """Decode JSON.
+
+    :raises NOT_JSON: it is none
+    """
+    return msgspec.json.decode(without_mark(body))
+
+
+def without_mark(body: bytes) -> bytes:
+    """The text without a byte order mark."""
+    return body.removeprefix(BYTE_ORDER_MARK)
 
 
 def document(body: bytes, what: str) -> Any:
@@ -46,14 +65,14 @@ def document(body: bytes, what: str) -> Any:
         page of a proxy is recognised for what it is
     """
     try:
-        return msgspec.json.decode(body)
+        return decoded(body)
     except NOT_JSON as error:
         raise ContractError(f"{what}: expected JSON ({error}), found {shown(body)}") from None
 
 
 def shown(body: bytes) -> str:
     """The beginning of a body on one line, safe to print."""
-    text = " ".join(body[: 4 * _SHOWN_CHARACTERS].decode("utf-8", "replace").split())
+    text = " ".join(without_mark(body)[: 4 * _SHOWN_CHARACTERS].decode("utf-8", "replace").split())
     text = "".join(letter if letter.isprintable() else "�" for letter in text)
     cut = text[:_SHOWN_CHARACTERS]
     return (cut + "…" if len(cut) < len(text) else cut) or "nothing"
@@ -99,18 +118,25 @@ def read_tokens(body: bytes, now: float) -> Tokens:
     token, refresh = item.get("access_token"), item.get("refresh_token")
     if not isinstance(token, str) or not token:
         raise ContractError("reply to the login: found no access_token")
+    if not is_bearer(token):
+        raise ContractError("reply to the login: found an access_token that no header can carry")
     lifetime, moment = _number(item.get("expires_in")), _number(item.get("expires_on"))
     expires_at = now + lifetime if lifetime is not None else moment
     return Tokens(token, refresh if isinstance(refresh, str) and refresh else None, expires_at)
 
 
+def is_bearer(token: str) -> bool:
+    """Whether a token can stand in a header: visible ASCII, so that each library sends the same."""
+    return token.isascii() and token.isprintable() and " " not in token
+
+
 def _login_reply(body: bytes) -> dict[str, Any]:
     what = "reply to the login"
     try:
-        found = msgspec.json.decode(body)
+        found = decoded(body)
     except NOT_JSON as error:
         # A page is shown, so that a proxy is recognised; anything else may be half a token.
-        is_page = body.lstrip()[:1] == b"<"
+        is_page = without_mark(body).lstrip()[:1] == b"<"
         page = shown(body) if is_page else f"{len(body):,} bytes that are not shown here"
         raise ContractError(f"{what}: expected JSON ({error}), found {page}") from None
     if not isinstance(found, Mapping):
@@ -146,7 +172,7 @@ def _number(value: Any) -> float | None:
 def read_error(body: bytes) -> str:
     """The server's own words about an error, from either JSON shape, from text, or from HTML."""
     try:
-        found = msgspec.json.decode(body)
+        found = decoded(body)
     except NOT_JSON:
         return shown(body)
     if isinstance(found, Mapping):

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from airflow_mlbatch.errors import ContractError
-from airflow_mlbatch.protocol.documents import NOT_JSON, shown
+from airflow_mlbatch.protocol.documents import BYTE_ORDER_MARK, NOT_JSON, shown
 from airflow_mlbatch.protocol.messages import KIB, MIB
 
 __all__ = ["BatchScanner"]
@@ -86,6 +86,11 @@ class BatchScanner:
     # false when it needs more bytes.
 
     def _open(self, is_last: bool) -> bool:
+        mark = bytes(self._buffer[: len(BYTE_ORDER_MARK)])
+        if mark == BYTE_ORDER_MARK:
+            del self._buffer[: len(mark)]
+        elif mark and BYTE_ORDER_MARK.startswith(mark):
+            return False
         self._skip_space()
         if not self._buffer:
             return False

@@ -214,6 +214,18 @@ def test_test_connection_tells_and_never_raises(
         ({"host": "ml", "password": ""}, None),
         ({"host": "ml", "login": ""}, None),
         ({"host": "ml", "login": "", "extra": {"auth": "token"}}, "http://ml:12800"),
+        ({"host": "[fd00::5]"}, "http://[fd00::5]:12800"),
+        ({"host": "https://[fd00::5]/ml"}, "https://[fd00::5]/ml"),
+        ({"host": "bücher.example"}, "http://bücher.example:12800"),
+        ({"host": "https://proxy/mein ml/β%20"}, "https://proxy/mein%20ml/%CE%B2%20"),
+        ({"host": "ml", "port": 99999}, None),
+        ({"host": "ml", "port": -1}, None),
+        ({"host": "ml..example"}, None),
+        ({"host": "ml" * 40}, None),
+        ({"host": "ml server"}, None),
+        ({"host": "ml", "extra": {"auth": "token"}, "password": "ready-token\n"}, None),
+        ({"host": "ml", "extra": {"auth": "token"}, "password": "Bearer ready-token"}, None),
+        ({"host": "ml", "extra": {"auth": "token"}, "password": "ready-token☃"}, None),
     ],
 )
 def test_fields_of_the_connection(
@@ -223,10 +235,20 @@ def test_fields_of_the_connection(
     monkeypatch.setenv("AIRFLOW_CONN_FIELDS", json.dumps(whole))
     hook = MLBatchHook("fields")
     if url is None:
-        field = list(fields.get("extra", fields))[-1]
+        field = list(fields if "password" in fields else fields.get("extra", fields))[-1]
         field = "host" if fields["host"] == "::1" else field
-        with pytest.raises(ConnectionConfigError, match=f"connection 'fields', .*{field}"):
+        with pytest.raises(
+            ConnectionConfigError, match=f"connection 'fields', .*{field}"
+        ) as caught:
             hook.flows  # noqa: B018
+        assert "ready-token" not in str(caught.value)
     else:
         hook.flows  # noqa: B018
         assert hook.url == url
+
+
+def test_an_extra_field_that_is_no_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {"conn_type": "mlbatch", "host": "ml", "login": "a", "password": "p", "extra": "[1]"}
+    monkeypatch.setenv("AIRFLOW_CONN_FIELDS", json.dumps(whole))
+    told = "connection 'fields', extra: found list, expected an object"
+    assert MLBatchHook("fields").test_connection() == (False, told)

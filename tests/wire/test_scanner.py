@@ -63,6 +63,7 @@ SHAPES = {
     "results first": json.dumps(batch(RECORDS, state_first=False)),
     "not in ASCII": json.dumps(batch(RECORDS), ensure_ascii=False),
     "a skipped value": json.dumps({"links": [{"a": NASTY}, [[]]], "x": {}, **batch(RECORDS)}),
+    "a byte order mark": "\ufeff" + json.dumps(batch(RECORDS)),
     "keys in Pascal case": json.dumps(
         {key[0].upper() + key[1:]: value for key, value in batch(RECORDS).items()}
     ),

@@ -74,6 +74,9 @@ def test_tokens_of_our_own_server() -> None:
         (b"{}", "found no access_token"),
         (b'{"access_token":null}', "found no access_token"),
         (b'{"access_token":17}', "found no access_token"),
+        (b'{"access_token":"secret-token\\n"}', "found an access_token that no header can carry"),
+        ('{"access_token":"secret-token\u2603"}'.encode(), "that no header can carry"),
+        (b'{"access_token":"Bearer secret-token"}', "that no header can carry"),
         (b'["secret-token"]', "found list, expected an object"),
         (b'"secret-token"', "found str, expected an object"),
         (b'{"access_token":"secret-token', "found 29 bytes that are not shown here"),
@@ -152,6 +155,21 @@ def test_errors(body: bytes, words: str) -> None:
 )
 def test_health(body: bytes, is_healthy: bool) -> None:
     assert documents.read_server_status(body).is_healthy is is_healthy
+
+
+MARK = b"\xef\xbb\xbf"
+
+
+def test_a_byte_order_mark_means_nothing() -> None:
+    assert documents.read_tokens(MARK + b'{"access_token":"a"}', NOW).access_token == "a"
+    assert documents.read_execution_id(MARK + b'{"batchExecutionId":"5f7f"}') == "5f7f"
+    assert documents.read_names(MARK + b"null", "files") == []
+    assert documents.read_error(MARK + b'{"message":"gone"}') == "gone"
+    assert documents.read_error(MARK + b"gone") == "gone"
+    assert documents.read_server_status(MARK + b'{"statusCode":"pass"}').is_healthy
+    assert len(read_services(MARK + DESCRIPTION)) == 1
+    with pytest.raises(ContractError, match="found <html>"):
+        documents.read_tokens(MARK + b"<html>", NOW)
 
 
 # --- services ------------------------------------------------------------------------------------
@@ -281,6 +299,7 @@ def test_a_state_that_nobody_knows(word: Any) -> None:
             BatchStatus(BatchState.PENDING, 0, 0),
         ),
         (b'{"state":"ready"}', BatchStatus(BatchState.READY, 0, 0)),
+        (MARK + b'{"state":"ready"}', BatchStatus(BatchState.READY, 0, 0)),
     ],
 )
 def test_a_status(body: bytes, status: BatchStatus) -> None:
@@ -301,6 +320,9 @@ def test_a_status(body: bytes, status: BatchStatus) -> None:
         (b'{"state":nul}', "batch document"),
         (b'{"state":"ready" "x":1}', "batch document"),
         (b"", "ends too early"),
+        (MARK[:2], "ends too early"),
+        (MARK, "ends too early"),
+        (MARK[:2] + b'{"state":"ready"}', "expected an object"),
     ],
 )
 def test_no_status(body: bytes, words: str) -> None:
