@@ -340,8 +340,11 @@ class Flows:
         """
         has_taken = False
 
-        def take_and_note(block: RecordBlock) -> None:
+        def take_checked(sink: ResultsSink, block: RecordBlock) -> None:
             nonlocal has_taken
+            # Not at the end only: a list that never ends would fill the disk before.
+            if sink.promised is not None and sink.count > sink.promised:
+                raise _wrong_number(execution_id, sink.count, sink.promised)
             has_taken = True
             take(block)
 
@@ -354,7 +357,8 @@ class Flows:
             if has_taken and restart is not None:
                 restart()
             has_taken = False
-            return ResultsSink(outputs, take_and_note)
+            sink = ResultsSink(outputs, lambda block: take_checked(sink, block))
+            return sink
 
         reply = yield from self._call(
             routes.BATCH,
@@ -366,10 +370,7 @@ class Flows:
         )
         status: BatchStatus = reply.sink.status
         if status.state is BatchState.COMPLETE and reply.sink.count != status.total_item_count:
-            raise ContractError(
-                f"execution {execution_id}: complete with {reply.sink.count:,} results, "
-                f"expected {status.total_item_count:,}"
-            )
+            raise _wrong_number(execution_id, reply.sink.count, status.total_item_count)
         return status
 
     @_discreet
@@ -757,6 +758,12 @@ def _step_back(execution_id: str, last: BatchStatus | None, now: BatchStatus) ->
             f"{now.completed_item_count:,}"
         )
     return None
+
+
+def _wrong_number(execution_id: str, count: int, promised: int) -> ContractError:
+    return ContractError(
+        f"execution {execution_id}: complete with {count:,} results, expected {promised:,}"
+    )
 
 
 # Results grow with the batch, and a sink never holds them whole.

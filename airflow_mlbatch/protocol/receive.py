@@ -60,8 +60,15 @@ class Receiver:
         :raises ReplyTooLargeError: the body passes the limit
         :raises ContractError: the body does not unpack, or the sink cannot make sense of it
         """
+        return any(self.steps(raw))
+
+    def steps(self, raw: bytes, size: int = _STEP) -> Iterator[bool]:
+        """:meth:`feed` for who has other work to do in between: one value for each step.
+
+        :param size: most bytes to hand on in a step
+        """
         self._has_begun = self._has_begun or bool(raw)
-        return any(self._take(piece) for piece in self._unpacked(raw))
+        return (self._take(piece) for piece in self._unpacked(raw, size))
 
     def finish(self) -> Reply | Lost:
         """The line has ended where it should.
@@ -92,19 +99,19 @@ class Receiver:
         self._pieces.append(piece)
         return False
 
-    def _unpacked(self, raw: bytes) -> Iterator[bytes]:
+    def _unpacked(self, raw: bytes, size: int) -> Iterator[bytes]:
         if self._inflater is None:
-            yield raw
+            yield from (raw[start : start + size] for start in range(0, len(raw), size))
             return
         try:
             while raw:
                 if self._inflater.eof:
                     # gzip may consist of several members, one after another.
                     self._inflater = zlib.decompressobj(_ANY_HEADER)
-                piece = self._inflater.decompress(raw, _STEP)
+                piece = self._inflater.decompress(raw, size)
                 while piece or self._inflater.unconsumed_tail:
                     yield piece
-                    piece = self._inflater.decompress(self._inflater.unconsumed_tail, _STEP)
+                    piece = self._inflater.decompress(self._inflater.unconsumed_tail, size)
                 raw = self._inflater.unused_data
         except zlib.error as error:
             if self._is_success:

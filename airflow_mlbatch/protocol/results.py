@@ -260,6 +260,13 @@ class ResultsSink:
         """Known once the document is complete; counts that the server left out are those found."""
         return _read_status(self._scanner.fields, self.count)
 
+    @property
+    def promised(self) -> int | None:
+        """How many results a complete batch has, where the document has said so by now."""
+        state, total = (self._scanner.fields.get(key) for key in ("state", "totalItemCount"))
+        is_known = isinstance(total, int) and str(state).casefold() == BatchState.COMPLETE
+        return total if is_known else None
+
     def _take_items(self, items: bytes) -> None:
         block = self._decoder.decode(items, self.count)
         self.count += len(block)

@@ -117,9 +117,12 @@ class NonblockingDriver:
                     return as_lost(error, was_sent=True)
                 if not raw:
                     return receiver.finish()
-                if receiver.feed(raw):
-                    response.close()
-                    return receiver.reply()
+                for is_enough in receiver.steps(raw, _STEP):
+                    if is_enough:
+                        response.close()
+                        return receiver.reply()
+                    # Packed, a piece can hold a thousand times as much: others have their turn.
+                    await asyncio.sleep(0)
 
     async def _open(self, session: aiohttp.ClientSession, send: Send) -> aiohttp.ClientResponse:
         url = self._endpoint.absolute(send.target)
@@ -153,6 +156,8 @@ class NonblockingDriver:
                     trust_env=False,
                     cookie_jar=aiohttp.DummyCookieJar(),
                     read_bufsize=CHUNK,
+                    max_line_size=_HEAD,
+                    max_field_size=_HEAD,
                 )
                 # It would send some requests twice by itself: repeats are the flow's decision.
                 self._session._retry_connection = False  # noqa: SLF001
@@ -176,6 +181,11 @@ _NEVER_CONNECTED = (
 )
 
 
+# Bytes that are looked at in one go. A sink may take a microsecond for a byte, if it is all brackets.
+_STEP = 16 * 1024
+# As much of a head as http.client takes. aiohttp's own limit is passed by cookies and policies that
+# proxies add.
+_HEAD = 64 * 1024
 # Linux makes room for twice as much.
 _RECEIVE_BUFFER = CHUNK // 4
 

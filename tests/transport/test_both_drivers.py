@@ -203,6 +203,18 @@ CASES = [
         OK,
         targets=["GET /status"],
     ),
+    Case(
+        "a byte order mark",
+        server_status,
+        {"GET": [Answer(200, b"\xef\xbb\xbf" + STATUS_BODY)]},
+        OK,
+    ),
+    Case(
+        "a long head",
+        server_status,
+        {"GET": [headers(("Set-Cookie", "x" * 40_000), body=STATUS_BODY)]},
+        OK,
+    ),
     Case("empty file", artifact, {"GET": [Answer()]}, b""),
     Case("bytes", artifact, {"GET": [Answer(200, bytes(range(256)))]}, bytes(range(256))),
     # --- bodies that are not what they should be

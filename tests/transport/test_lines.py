@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import zlib
 from collections.abc import Iterator
@@ -240,8 +241,8 @@ def test_a_redirect_in_circles(driver: DriverName) -> None:
 # --- limits --------------------------------------------------------------------------------------
 
 
-def huge_batch() -> Iterator[bytes]:
-    head = {"state": "Complete", "completedItemCount": 10**6, "totalItemCount": 10**6}
+def endless_batch(total: int = 10**6) -> Iterator[bytes]:
+    head = {"state": "Complete", "completedItemCount": total, "totalItemCount": total}
     yield json.dumps(head)[:-1].encode() + b',"batchExecutionResults":['
     record = json.dumps({"success": True, "outputParameters": {"answer": 0.5}}).encode() + b","
     while True:
@@ -260,7 +261,7 @@ def test_a_poll_reads_no_more_than_it_needs(
             sinks.append(self)
 
     monkeypatch.setattr(flows_module, "StatusSink", Counted)
-    with FaultServer(Play({"POST": [TOKENS], "GET": [Answer(200, huge_batch)]})) as server:
+    with FaultServer(Play({"POST": [TOKENS], "GET": [Answer(200, endless_batch)]})) as server:
         outcome = Talk(server.url).hold(
             driver, lambda flows: flows.get_batch_status("s", "1", "id")
         )
@@ -270,6 +271,61 @@ def test_a_poll_reads_no_more_than_it_needs(
     assert [sink.bytes_read <= CHUNK for sink in sinks] == [True]
     # What the line itself holds is a matter of buffers; without a stop it would not end at all.
     assert sent < 32 * MIB
+
+
+def test_a_packed_reply_leaves_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few kilobytes off the line unpack to megabytes: the event loop is not held for all of it."""
+    sinks: list[StatusSink] = []
+
+    class Counted(StatusSink):
+        def __init__(self) -> None:
+            super().__init__()
+            sinks.append(self)
+
+    monkeypatch.setattr(flows_module, "StatusSink", Counted)
+    record = {"success": True, "errorMessage": "", "outputParameters": {"answer": 0.5}}
+    counts = {"state": "Complete", "completedItemCount": 50_000, "totalItemCount": 50_000}
+    document = json.dumps({"batchExecutionResults": [record] * 50_000, **counts}).encode()
+    packed = Answer(200, gzip.compress(document), [("Content-Encoding", "gzip")])
+    assert isinstance(packed.body, bytes) and len(packed.body) < CHUNK < len(document) / 50
+    steps: list[int] = []
+
+    async def watch() -> None:
+        seen = 0
+        while True:
+            await asyncio.sleep(0)
+            if sinks:
+                steps.append(sinks[0].bytes_read - seen)
+                seen = sinks[0].bytes_read
+
+    async def talk(server: FaultServer) -> Any:
+        flows, driver = Flows(USER, server.url), NonblockingDriver(Endpoint(server.url))
+        watcher = asyncio.ensure_future(watch())
+        try:
+            return await driver.run(flows.get_batch_status("s", "1", "id"))
+        finally:
+            watcher.cancel()
+            await driver.close()
+
+    with FaultServer(Play({"POST": [TOKENS], "GET": [packed]})) as server:
+        assert asyncio.run(talk(server)).total_item_count == 50_000
+
+    assert sinks[0].bytes_read == len(document)
+    assert max(steps) <= CHUNK
+
+
+@both
+def test_a_list_that_is_longer_than_promised_is_not_read_to_its_end(driver: DriverName) -> None:
+    taken: list[Any] = []
+    answer = Answer(200, lambda: endless_batch(1000))
+    with FaultServer(Play({"POST": [TOKENS], "GET": [answer]})) as server:
+        outcome = Talk(server.url).hold(
+            driver, lambda flows: flows.read_batch_results("s", "1", "id", None, taken.append)
+        )
+
+    assert outcome.error is ContractError
+    assert "results, expected 1,000" in outcome.text
+    assert sum(map(len, taken)) <= 1000
 
 
 @both
