@@ -6,6 +6,7 @@ is carried in the transport room.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,13 +36,17 @@ T = TypeVar("T")
 # An `on_kill` handler has five seconds to live.
 _AT_ONCE = Policy(repeat_seconds=0.0, small_seconds=4.0)
 _AT_ONCE_TIMEOUT = 4.0
+# Threads that share a hook share what its first use makes. Not one for each hook: it could not be
+# copied then, as Airflow copies operators and what they hold.
+_opening = threading.RLock()
 
 
 class MLBatchHook(BaseHook):
     """Talks to Machine Learning Server, or to anything that speaks its batch API.
 
-    Every method raises a :class:`~airflow_mlbatch.errors.MLBatchError`; its ``is_permanent`` tells
-    whether trying again later can help. Arguments that are the same in all methods:
+    Several threads may share one. Every method raises a
+    :class:`~airflow_mlbatch.errors.MLBatchError`; its ``is_permanent`` tells whether trying again
+    later can help. Arguments that are the same in all methods:
 
     ``service_name``, ``service_version``
         a published service, any Unicode text
@@ -98,9 +103,10 @@ class MLBatchHook(BaseHook):
 
     def get_conn(self) -> BlockingDriver:
         """The driver that carries this hook's conversations; made on first use."""
-        if self._driver is None:
-            self._driver = self._make_driver(self._read_settings())
-        return self._driver
+        with _opening:
+            if self._driver is None:
+                self._driver = self._make_driver(self._read_settings())
+            return self._driver
 
     def close(self) -> None:
         """Close the connections to the server."""
@@ -434,20 +440,22 @@ class MLBatchHook(BaseHook):
     @property
     def flows(self) -> Flows:
         """The conversations of this hook's session."""
-        if self._flows is None:
-            settings = self._read_settings()
-            self._flows = Flows(settings.credentials, settings.endpoint.url)
-        return self._flows
+        with _opening:
+            if self._flows is None:
+                settings = self._read_settings()
+                self._flows = Flows(settings.credentials, settings.endpoint.url)
+            return self._flows
 
     def run(self, flow: Flow[T], on_report: Callable[[Report], None] | None = None) -> T:
         """Carry out one of :attr:`flows`."""
         return self.get_conn().run(flow, on_report)
 
     def _read_settings(self) -> Settings:
-        if self._settings is None:
-            connection = self.get_connection(self.mlbatch_conn_id)
-            self._settings = read_settings(connection, connection.extra_dejson)
-        return self._settings
+        with _opening:
+            if self._settings is None:
+                connection = self.get_connection(self.mlbatch_conn_id)
+                self._settings = read_settings(connection, connection.extra_dejson)
+            return self._settings
 
     def _make_driver(self, settings: Settings) -> BlockingDriver:
         from airflow.sdk.log import mask_secret

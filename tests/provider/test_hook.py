@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,10 @@ from airflow_mlbatch.errors import (
     ServiceNotFoundError,
 )
 from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks import mlbatch as hook_module
+from airflow_mlbatch.hooks.settings import read_settings
 from airflow_mlbatch.protocol.states import BatchState
+from tests.faults.server import FaultServer, Play, as_json
 
 CARS = [{"hp": 110, "wt": 2.62, "model": "Mazda RX4"}, {"hp": 93, "wt": 2.32, "model": "Datsun"}]
 
@@ -252,3 +257,26 @@ def test_an_extra_field_that_is_no_object(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("AIRFLOW_CONN_FIELDS", json.dumps(whole))
     told = "connection 'fields', extra: found list, expected an object"
     assert MLBatchHook("fields").test_connection() == (False, told)
+
+
+def test_threads_that_share_a_new_hook_share_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the threads of a download do, which may be the first to use it."""
+
+    def slowly(*given: Any) -> Any:
+        time.sleep(0.05)
+        return read_settings(*given)
+
+    monkeypatch.setattr(hook_module, "read_settings", slowly)
+    tokens = as_json({"access_token": "token-one", "expires_in": 3600})
+    with FaultServer(Play({"POST": [tokens], "GET": [as_json(["a.png"])]})) as server:
+        whole = {"conn_type": "mlbatch", "host": server.url, "login": "ada", "password": "s3cret"}
+        monkeypatch.setenv("AIRFLOW_CONN_SHARED", json.dumps(whole))
+        hook = MLBatchHook("shared", max_connections=16)
+        with ThreadPoolExecutor(16) as pool:
+            runs = [pool.submit(hook.list_artifacts, "s", "1", "id", n) for n in range(16)]
+            assert [run.result() for run in runs] == [["a.png"]] * 16
+        copy.deepcopy(MLBatchHook("shared"))
+        hook.close()
+
+    targets = [request.target for request in server.requests]
+    assert (targets.count("/login"), len(targets)) == (1, 17)
