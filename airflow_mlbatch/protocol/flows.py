@@ -604,6 +604,7 @@ class Flows:
             open_sink=open_sink,
             max_body=max_body,
             seconds=self._policy.small_seconds if is_small else None,
+            is_alone=route is routes.START_BATCH,
         )
         token = yield from self._valid_token()
         try:

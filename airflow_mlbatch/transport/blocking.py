@@ -55,10 +55,10 @@ class BlockingDriver:
         self._endpoint = endpoint
         self._conceal = conceal
         self._lock = threading.RLock()
+        self._opening = threading.Lock()
         self._max_connections = max_connections
-        self._session = requests.Session()
-        self._adapters = [LineAdapter(pool_maxsize=max_connections)]
-        self._session.mount("http://", self._adapters[0])
+        self._plain = LineAdapter(pool_maxsize=max_connections)
+        self._tls: _TlsAdapter | None = None
 
     def run(self, flow: Flow[T], on_report: Callable[[Report], None] | None = None) -> T:
         """Run a flow to its end and return its value, or raise what it raises."""
@@ -79,12 +79,9 @@ class BlockingDriver:
 
     def close(self) -> None:
         """Close the connections."""
-        for adapter in self._adapters:
-            # urllib3 leaves this to the garbage collector, which an error's traceback can put off.
-            pools = adapter.poolmanager.pools
-            for key in pools.keys():  # noqa: SIM118 - it has no iterator
-                pools[key].close()
-        self._session.close()
+        self._plain.close()
+        if self._tls is not None:
+            self._tls.close()
 
     def _do(self, step: Message, on_report: Callable[[Report], None] | None) -> Any:
         if isinstance(step, Send):
@@ -103,8 +100,18 @@ class BlockingDriver:
         return on_report(step) if on_report else None
 
     def _send(self, send: Send) -> Reply | Lost:
+        adapter = self._adapter(self._endpoint.absolute(send.target))
+        if not send.is_alone:
+            return self._sent(send, adapter)
+        alone = adapter.another()
         try:
-            response = self._open(send)
+            return self._sent(send, alone)
+        finally:
+            alone.close()
+
+    def _sent(self, send: Send, adapter: LineAdapter) -> Reply | Lost:
+        try:
+            response = self._open(send, adapter)
         except _LINE_ERRORS as error:
             return as_lost(error, was_sent=not _never_connected(error))
         with response:
@@ -120,10 +127,8 @@ class BlockingDriver:
                 if receiver.feed(raw):
                     return receiver.reply()
 
-    def _open(self, send: Send) -> requests.Response:
+    def _open(self, send: Send, adapter: LineAdapter) -> requests.Response:
         endpoint, url = self._endpoint, self._endpoint.absolute(send.target)
-        if url.startswith("https:"):
-            self._open_tls()
         prepared = requests.Request(
             send.route.method,
             url,
@@ -134,8 +139,8 @@ class BlockingDriver:
         longest = math.inf if send.seconds is None else send.seconds
         proxy = proxy_for(url)
         set_limits(endpoint.read_timeout, send.seconds)
-        # Not the session's send(): it reads the whole body of a redirect, also when told not to follow.
-        return self._session.get_adapter(url).send(
+        # Not through a session: it reads the whole body of a redirect, also when told not to follow.
+        return adapter.send(
             prepared,
             timeout=(min(endpoint.connect_timeout, longest), min(endpoint.read_timeout, longest)),
             stream=True,
@@ -143,13 +148,15 @@ class BlockingDriver:
             proxies={"http": proxy, "https": proxy} if proxy else {},
         )
 
-    def _open_tls(self) -> None:
-        # Not before it is needed: certificates take tens of milliseconds to read.
-        with self._lock:
-            if len(self._adapters) == 1:
-                context = self._endpoint.ssl_context()
-                self._adapters.append(_TlsAdapter(context, self._max_connections))
-                self._session.mount("https://", self._adapters[1])
+    def _adapter(self, url: str) -> LineAdapter:
+        if not url.startswith("https:"):
+            return self._plain
+        if self._tls is None:
+            # Not before it is needed: certificates take tens of milliseconds to read.
+            with self._opening:
+                if self._tls is None:
+                    self._tls = _TlsAdapter(self._endpoint.ssl_context(), self._max_connections)
+        return self._tls
 
 
 class _TlsAdapter(LineAdapter):
@@ -158,6 +165,9 @@ class _TlsAdapter(LineAdapter):
     def __init__(self, context: ssl.SSLContext, max_connections: int) -> None:
         self._context = context
         super().__init__(pool_maxsize=max_connections)
+
+    def another(self) -> _TlsAdapter:
+        return _TlsAdapter(self._context, 1)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, ssl_context=self._context, **kwargs)

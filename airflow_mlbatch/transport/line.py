@@ -122,6 +122,18 @@ _POOLS = {"http": _Pool, "https": _TlsPool}
 class LineAdapter(HTTPAdapter):
     """The adapter of requests, with these lines."""
 
+    def another(self) -> LineAdapter:
+        """One of the same kind, for a single exchange."""
+        return LineAdapter(pool_maxsize=1)
+
+    def close(self) -> None:
+        # urllib3 leaves this to the garbage collector, which an error's traceback can put off.
+        for manager in (self.poolmanager, *self.proxy_manager.values()):
+            pools = manager.pools
+            for key in pools.keys():  # noqa: SIM118 - it has no iterator
+                pools[key].close()
+        super().close()
+
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = _POOLS

@@ -60,7 +60,7 @@ class NonblockingDriver:
         self._max_connections = max_connections
         self._lock = asyncio.Lock()
         self._opening = asyncio.Lock()
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
         self._tls: ssl.SSLContext | None = None
 
     async def run(self, flow: Flow[T], on_report: Callable[[Report], None] | None = None) -> T:
@@ -82,8 +82,8 @@ class NonblockingDriver:
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
 
     async def _do(self, step: Message, on_report: Callable[[Report], None] | None) -> Any:
         if isinstance(step, Send):
@@ -102,7 +102,7 @@ class NonblockingDriver:
         return on_report(step) if on_report else None
 
     async def _send(self, send: Send) -> Reply | Lost:
-        session = await self._opened()
+        session = await self._opened(send.is_alone)
         try:
             response = await self._open(session, send)
         except _LINE_ERRORS as error:
@@ -142,26 +142,32 @@ class NonblockingDriver:
             ),
         )
 
-    async def _opened(self) -> aiohttp.ClientSession:
+    async def _opened(self, is_alone: bool) -> aiohttp.ClientSession:
         async with self._opening:
-            if self._session is None:
+            if is_alone not in self._sessions:
                 # The first look at the proxies imports requests, a tenth of a second: not on the loop.
                 await asyncio.to_thread(proxy_for, self._endpoint.url)
-                self._session = aiohttp.ClientSession(
-                    connector=aiohttp.TCPConnector(
-                        limit=self._max_connections, socket_factory=_open_socket
-                    ),
-                    auto_decompress=False,
-                    # Proxies are read by our own rule; what else would be trusted is ~/.netrc.
-                    trust_env=False,
-                    cookie_jar=aiohttp.DummyCookieJar(),
-                    read_bufsize=CHUNK,
-                    max_line_size=_HEAD,
-                    max_field_size=_HEAD,
-                )
-                # It would send some requests twice by itself: repeats are the flow's decision.
-                self._session._retry_connection = False  # noqa: SLF001
-        return self._session
+                self._sessions[is_alone] = self._new_session(keeps_lines=not is_alone)
+            return self._sessions[is_alone]
+
+    def _new_session(self, keeps_lines: bool) -> aiohttp.ClientSession:
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=self._max_connections,
+                force_close=not keeps_lines,
+                socket_factory=_open_socket,
+            ),
+            auto_decompress=False,
+            # Proxies are read by our own rule; what else would be trusted is ~/.netrc.
+            trust_env=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            read_bufsize=CHUNK,
+            max_line_size=_HEAD,
+            max_field_size=_HEAD,
+        )
+        # It would send some requests twice by itself: repeats are the flow's decision.
+        session._retry_connection = False  # noqa: SLF001
+        return session
 
     async def _trusted(self) -> ssl.SSLContext:
         async with self._opening:

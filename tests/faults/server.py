@@ -124,7 +124,7 @@ class FaultServer:
         self._is_closing = threading.Event()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
-        self._lines: set[socket.socket] = set()
+        self._lines: dict[threading.Thread, socket.socket] = {}
         self.requests: list[Request] = []
         self.connections = 0
         self.bytes_sent = 0
@@ -144,20 +144,30 @@ class FaultServer:
         self._is_closing.set()
         self.refuse()
         self._acceptor.join(5)
-        with self._lock:
-            lines = list(self._lines)
-        for line in lines:
-            with contextlib.suppress(OSError):
-                line.shutdown(socket.SHUT_RD)
+        self._hang_up()
         for thread in self._threads:
             thread.join(5)
 
     def refuse(self) -> None:
-        """Stop listening, but finish what has begun: from now on, lines are refused."""
+        """Stop listening, but finish what has begun: from now on, lines are refused.
+
+        Lines that a client keeps open for later are closed when this returns.
+        """
         # A plain close would leave accept() waiting.
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        with self._lock:
+            lines = dict(self._lines)
+        lines.pop(threading.current_thread(), None)
+        for line in lines.values():
+            with contextlib.suppress(OSError):
+                line.shutdown(socket.SHUT_RD)
+        for thread in lines:
+            thread.join(5)
 
     def _accept(self) -> None:
         while not self._is_closing.is_set():
@@ -180,7 +190,7 @@ class FaultServer:
             if self._tls is not None:
                 line = self._tls.wrap_socket(line, server_side=True)
             with self._lock:
-                self._lines.add(line)
+                self._lines[threading.current_thread()] = line
             with contextlib.closing(line), line.makefile("rb") as reader:
                 while (request := self._read(reader, number)) is not None:
                     with self._lock:
@@ -192,7 +202,7 @@ class FaultServer:
             line.close()
         finally:
             with self._lock:
-                self._lines.discard(line)
+                self._lines.pop(threading.current_thread(), None)
 
     def _read(self, reader: Any, number: int) -> Request | None:
         first = reader.readline()

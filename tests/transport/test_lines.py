@@ -35,6 +35,7 @@ from tests.faults.server import (
     FaultServer,
     Play,
     Request,
+    Reset,
     as_json,
     closed_port,
 )
@@ -418,25 +419,56 @@ def test_a_line_that_was_kept_and_died_is_no_second_request_by_itself(driver: Dr
 @both
 @pytest.mark.parametrize("status", [100, 102, 103])
 def test_interim_replies_are_not_taken_for_the_last_word(driver: DriverName, status: int) -> None:
-    """Each submission gets the id of its own batch, also on a line that is used again."""
+    """Each request gets its own reply, also on a line that is used again."""
     interim = f"HTTP/1.1 {status} Not yet\r\nLink: </style.css>\r\n\r\n".encode() * 2
-    started = [as_json(f"id-{number}", 202, interim=interim) for number in range(3)]
+    lists = [as_json([f"id-{number}"], interim=interim) for number in range(3)]
     found: list[str] = []
 
-    def start(flows: Flows) -> Flow[None]:
-        found.append((yield from flows.start_batch("s", "1", b"[]")))
+    def read(flows: Flows) -> Flow[None]:
+        found.extend((yield from flows.list_batch_executions("s", "1")))
 
-    with FaultServer(Play({"POST /login": [TOKENS], "POST": started})) as server:
-        outcome = Talk(server.url).hold(driver, start, start, start)
+    acts = {"POST /login": [TOKENS], "GET": lists, "POST": [as_json("id-3", 202, interim=interim)]}
+    with FaultServer(Play(acts)) as server:
+        outcome = Talk(server.url).hold(
+            driver, read, read, read, lambda flows: flows.start_batch("s", "1", b"[]")
+        )
 
-    assert (outcome.error, outcome.text) == (None, "")
+    assert (outcome.value, outcome.text) == ("id-3", "")
     assert found == ["id-0", "id-1", "id-2"]
-    assert (len(server.requests), server.connections) == (4, 1)
+    assert len(server.requests) == 5
 
 
 @both
-@pytest.mark.parametrize("is_warm", [False, True])
-def test_a_large_body_may_take_longer_than_a_connection(driver: DriverName, is_warm: bool) -> None:
+def test_a_batch_is_started_on_a_line_of_its_own(driver: DriverName) -> None:
+    """A line that was kept may be closing on the other side: then nobody knows what arrived."""
+
+    def script(request: Request) -> Act:
+        if request.path == "/login":
+            return TOKENS
+        if request.method == "GET":
+            kept.add(request.connection)
+            return STATUS
+        # As a server does that gives up an idle line in this very moment.
+        return Reset() if request.connection in kept else as_json("id-1", 202)
+
+    kept: set[int] = set()
+    with FaultServer(script) as server:
+        outcome = Talk(server.url).hold(
+            driver,
+            server_status,
+            lambda flows: flows.start_batch("s", "1", b"[]"),
+            server_status,
+            lambda flows: flows.start_batch("s", "1", b"[]"),
+        )
+
+    assert (outcome.value, outcome.text) == ("id-1", "")
+    posts = [request.connection for request in server.requests if request.path.endswith("/batch")]
+    assert len(set(posts)) == 2
+    assert (len(server.requests), server.connections) == (5, 3)
+
+
+@both
+def test_a_large_body_may_take_longer_than_a_connection(driver: DriverName) -> None:
     """What is sent has the time of a silence for each piece, not that of a connection for all."""
     body = b" " * 16 * MIB
     talk = Talk(
@@ -444,16 +476,13 @@ def test_a_large_body_may_take_longer_than_a_connection(driver: DriverName, is_w
         credentials=flows_module.Credentials(token="ready"),
         endpoint={"connect_timeout": 0.3, "read_timeout": 10},
     )
-    first = [server_status] if is_warm else []
-    acts = {"GET": [STATUS], "POST": [as_json("id-1", 202)]}
-    with FaultServer(Play(acts), read_pause=0.005) as server:
+    with FaultServer(Play({"POST": [as_json("id-1", 202)]}), read_pause=0.005) as server:
         outcome = replace(talk, url=server.url).hold(
-            driver, *first, lambda flows: flows.start_batch("s", "1", body)
+            driver, lambda flows: flows.start_batch("s", "1", body)
         )
 
     assert (outcome.value, outcome.text) == ("id-1", "")
-    assert server.requests[-1].body == body
-    assert server.connections == 1
+    assert [request.body == body for request in server.requests] == [True]
 
 
 def test_a_body_that_nobody_takes() -> None:
