@@ -8,7 +8,8 @@ schema               ``http`` (default) or ``https``; not needed where the host 
 port                 12800 unless given; a URL brings its own
 login, password      for the login; with ``auth: token`` the password is a ready bearer token
 extra ``auth``       ``password`` (default), ``token`` or ``entra`` (Microsoft Entra ID)
-extra ``verify``     ``true`` (default), ``false``, or the path of a CA bundle
+extra ``verify``     ``true`` (default), ``false``, or the path of a CA bundle: for the server, and for
+                     an ``authority`` of one's own
 extra ``client_cert``  path of a client certificate (PEM), ``client_key`` of its key
 extra ``connect_timeout``, ``read_timeout``  seconds
 extra ``resource``, ``tenant_id``, ``client_id``, ``client_secret``, ``authority``  for ``entra``;

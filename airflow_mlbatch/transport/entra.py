@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 from airflow_mlbatch.errors import (
     AuthenticationError,
@@ -26,12 +28,18 @@ __all__ = ["fetch_token", "fetch_token_async"]
 
 # azure-identity repeats by itself; its own default keeps a task waiting for minutes.
 _REPEATS = 2
+_OF_MICROSOFT = (
+    "login.microsoftonline.com",
+    "login.microsoftonline.us",
+    "login.chinacloudapi.cn",
+)
 
 
 def fetch_token(source: EntraSource, verify: bool | str) -> Tokens:
     """Ask for a token.
 
-    :param verify: whether to check the certificate of the authority, or the path of a CA bundle
+    :param verify: whether to check the certificate of an authority of one's own, or the path of a CA
+        bundle; Microsoft's is always checked, by what this machine trusts
     :raises AuthenticationError: the authority refused
     :raises ConnectionLostError: it could not be reached
     :raises ConnectionConfigError: azure-identity is not installed, or a setting makes no sense
@@ -63,7 +71,13 @@ async def fetch_token_async(source: EntraSource, verify: bool | str) -> Tokens:
 
 def _credential(identity: ModuleType, source: EntraSource, verify: bool | str) -> Any:
     """The same names in the synchronous and the asynchronous module of azure-identity."""
-    settings: dict[str, Any] = {"connection_verify": verify, "retry_total": _REPEATS}
+    is_own = source.authority is not None and _host(source.authority) not in _OF_MICROSOFT
+    # A bundle for the scoring server knows nothing of Microsoft's certificate, and who leaves that
+    # server unchecked has not agreed to send a client secret to anybody.
+    settings: dict[str, Any] = {
+        "connection_verify": verify if is_own else True,
+        "retry_total": _REPEATS,
+    }
     if source.authority:
         settings["authority"] = source.authority
         # An authority of one's own is not in the public list of known ones.
@@ -72,12 +86,16 @@ def _credential(identity: ModuleType, source: EntraSource, verify: bool | str) -
         return identity.ClientSecretCredential(
             source.tenant_id, source.client_id, source.client_secret, **settings
         )
+    # Not left to the default credential, which forgets the authority and takes a lost line for a
+    # refusal.
+    if os.environ.get("AZURE_FEDERATED_TOKEN_FILE"):
+        return identity.WorkloadIdentityCredential(
+            tenant_id=source.tenant_id or None, client_id=source.client_id or None, **settings
+        )
     if source.client_id:
         settings["managed_identity_client_id"] = source.client_id
-        settings["workload_identity_client_id"] = source.client_id
-    if source.tenant_id:
-        settings["workload_identity_tenant_id"] = source.tenant_id
     return identity.DefaultAzureCredential(
+        exclude_workload_identity_credential=True,
         exclude_environment_credential=True,
         exclude_developer_cli_credential=True,
         exclude_cli_credential=True,
@@ -88,6 +106,10 @@ def _credential(identity: ModuleType, source: EntraSource, verify: bool | str) -
         exclude_broker_credential=True,
         **settings,
     )
+
+
+def _host(authority: str) -> str | None:
+    return urlsplit(authority if "://" in authority else f"https://{authority}").hostname
 
 
 def _tokens(token: Any) -> Tokens:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -39,6 +39,7 @@ class Authority(http.server.BaseHTTPRequestHandler):
     """As much of an identity provider as a client with a secret talks to."""
 
     forms: ClassVar[list[dict[str, str]]] = []
+    takes_assertion: ClassVar[str] = ""
 
     def do_GET(self) -> None:
         base = f"https://127.0.0.1:{self.server.server_port}/tenant"  # type: ignore[attr-defined]
@@ -55,7 +56,10 @@ class Authority(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"])).decode()
         form = {name: values[0] for name, values in parse_qs(body).items()}
         self.forms.append(form)
-        if form.get("client_secret") != SECRET:
+        is_known = form.get("client_secret") == SECRET or (
+            self.takes_assertion and self.takes_assertion == form.get("client_assertion")
+        )
+        if not is_known:
             told = f"AADSTS7000215: Invalid client secret provided: {form.get('client_secret')}"
             self._answer(401, {"error": "invalid_client", "error_description": told})
             return
@@ -166,6 +170,96 @@ def test_the_token_is_used_and_fetched_anew_after_a_401(
         "client_secret": "",
     }
     assert "api://mlserver/.default" in Authority.forms[0]["scope"]
+
+
+def of_this_machine(authority: str | None = None) -> EntraSource:
+    return EntraSource("api://mlserver", authority=authority)
+
+
+@pytest.mark.parametrize("driver", ["blocking", "nonblocking"])
+@pytest.mark.parametrize("place", ["connection", "environment"])
+def test_a_workload_identity(
+    driver: str,
+    place: str,
+    authority: str,
+    certificate: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Kubernetes gives one; what the connection says goes before what the pod says."""
+    assertion = tmp_path / "federated"
+    assertion.write_text("who-this-pod-is")
+    monkeypatch.setenv("AZURE_FEDERATED_TOKEN_FILE", str(assertion))
+    if place == "connection":
+        source = EntraSource("api://mlserver", "tenant", "client", "", authority)
+    else:
+        monkeypatch.setenv("AZURE_TENANT_ID", "tenant")
+        monkeypatch.setenv("AZURE_CLIENT_ID", "client")
+        source = of_this_machine(authority)
+    monkeypatch.setattr(Authority, "takes_assertion", "who-this-pod-is")
+
+    assert fetched(driver, source, str(certificate)).access_token == "entra-token-1"
+    assert Authority.forms[0]["client_id"] == "client"
+
+
+@pytest.mark.parametrize("driver", ["blocking", "nonblocking"])
+def test_a_workload_identity_whose_authority_cannot_be_reached(
+    driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That passes: the task is tried again."""
+    assertion = tmp_path / "federated"
+    assertion.write_text("who-this-pod-is")
+    monkeypatch.setenv("AZURE_FEDERATED_TOKEN_FILE", str(assertion))
+    source = EntraSource("api://mlserver", "tenant", "client", "", "https://127.0.0.1:9")
+    with pytest.raises(ConnectionLostError, match="Entra ID cannot be reached") as raised:
+        fetched(driver, source, True)
+    assert "who-this-pod-is" not in str(raised.value)
+
+
+@pytest.mark.parametrize("driver", ["blocking", "nonblocking"])
+@pytest.mark.parametrize("client_id", ["", "one-of-several"])
+def test_a_managed_identity(driver: str, client_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a machine in Azure has one, from the endpoint that the machine offers."""
+    token = as_json({"access_token": "of-the-machine", "expires_on": "2000000000", "resource": "x"})
+    with FaultServer(Play({"GET": [token]})) as machine:
+        monkeypatch.setenv("IDENTITY_ENDPOINT", f"{machine.url}/msi/token")
+        monkeypatch.setenv("IDENTITY_HEADER", "key")
+        source = EntraSource("api://mlserver", client_id=client_id)
+        found = fetched(driver, source, True)
+
+    assert (found.access_token, found.expires_at) == ("of-the-machine", 2_000_000_000.0)
+    assert [request.headers["x-identity-header"] for request in machine.requests] == ["key"]
+    asked = parse_qs(urlsplit(machine.requests[0].target).query)
+    assert asked["resource"] == ["api://mlserver"]
+    assert asked.get("client_id", [""]) == [client_id]
+
+
+@pytest.mark.parametrize(
+    ("authority", "checked"),
+    [
+        (None, True),
+        ("https://login.microsoftonline.com/", True),
+        ("login.microsoftonline.us", True),
+        ("https://login.example.com", False),
+    ],
+)
+def test_the_authority_of_microsoft_is_always_checked(
+    authority: str | None, checked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``verify`` is about one's own servers: a secret is not sent to whoever answers."""
+    import azure.identity
+
+    given: dict[str, Any] = {}
+
+    class Noted(azure.identity.ClientSecretCredential):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            given.update(kwargs)
+            raise ValueError("seen")
+
+    monkeypatch.setattr(azure.identity, "ClientSecretCredential", Noted)
+    with pytest.raises(ConnectionConfigError, match="seen"):
+        fetch_token(EntraSource("api://x", "tenant", "client", SECRET, authority), False)
+    assert given["connection_verify"] is checked
 
 
 def fetched(driver: str, source: EntraSource, verify: bool | str) -> Any:
