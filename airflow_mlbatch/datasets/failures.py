@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlbatch.datasets.locations import StoragePath
@@ -74,10 +75,15 @@ class FailurePolicy:
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_failed_records", _limit(self.max_failed_records))
 
+    def most_failed(self, total: int) -> int:
+        """How many of ``total`` records may fail."""
+        limit = self.max_failed_records
+        # In digits as they were given: 0.29 * 100 in doubles is less than 29.
+        return int(Decimal(str(limit)) * total) if isinstance(limit, float) else limit
+
     def allows(self, failed: int, total: int) -> bool:
         """Whether ``failed`` of ``total`` records are not too many."""
-        limit = self.max_failed_records
-        return failed <= (limit * total if isinstance(limit, float) else limit)
+        return failed <= self.most_failed(total)
 
     def judge(
         self, failed: int, total: int, first_failures: Iterable[Failure] = (), *, what: str = ""

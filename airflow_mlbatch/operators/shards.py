@@ -141,13 +141,11 @@ class ShardPlanOperator(BaseOperator):
                 # Also if this run fails, what it rejects is not mixed up with an earlier run's.
                 remove_other_parts(location(self.rejects_path, self.rejects_conn_id), set())
         self.log.info("planned %s shards of %s rows", f"{len(shards):,}", f"{row_count:,}")
-        limit = policy.max_failed_records
-        most_failed = int(limit * row_count) if isinstance(limit, float) else limit
         return [
             {
                 "shard": shard,
                 "row_range": [shard["start"], shard["stop"]],
-                "max_failed_records": most_failed,
+                "max_failed_records": policy.most_failed(row_count),
             }
             for shard in shards
         ]

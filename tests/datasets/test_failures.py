@@ -28,6 +28,9 @@ ANSWER = Parameter("answer", "numeric")
         (0.1, 1, 10, True),
         (0.1, 2, 10, False),
         (0.1, 0, 0, True),
+        (0.29, 29, 100, True),  # which is 28.999… in doubles
+        ("0.57", 57, 100, True),
+        (0.57, 58, 100, False),
         ("2", 2, 10, True),
         ("0.5", 6, 10, False),
         (0.0, 1, 10, False),

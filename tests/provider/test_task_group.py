@@ -343,6 +343,12 @@ def test_plan(context: dict[str, Any], tmp_path: Path) -> None:
     assert parts(tmp_path / "out") == [path.name for path in (tmp_path / "out").iterdir()]
 
 
+def test_a_fraction_is_taken_as_it_was_written(context: dict[str, Any], tmp_path: Path) -> None:
+    write_csv(tmp_path, {"x": list(range(100))})
+    (planned,) = plan(tmp_path, max_failed_records=0.29).execute(context)
+    assert planned["max_failed_records"] == 29
+
+
 def test_plan_beyond_the_map_length(context: dict[str, Any], tmp_path: Path) -> None:
     write_csv(tmp_path, {"x": list(range(2049))})
     told = (
