@@ -287,7 +287,8 @@ class DatasetCommitOperator(BaseOperator):
         hook = MLBatchHook(self.mlbatch_conn_id)
         with airflow_errors():
             policy = FailurePolicy(self.max_failed_records)
-            plan, parts = self._plan(context), self._parts(context)
+            plan = self._plan(context)
+            parts = self._parts(context, len(plan))
             row_count = plan[-1]["shard"]["stop"] if plan else 0
             if self.rejects_path is not None:
                 rejects = location(self.rejects_path, self.rejects_conn_id)
@@ -339,12 +340,13 @@ class DatasetCommitOperator(BaseOperator):
             raise InputError(f"plan_task_id: found {plan!r:.80} from {self.plan_task_id}")
         return plan
 
-    def _parts(self, context: Context) -> list[dict[str, Any]]:
+    def _parts(self, context: Context, shards: int) -> list[dict[str, Any]]:
         # Without map_indexes, Airflow pulls those of all instances; one alone comes bare.
         pulled: Any = context["ti"].xcom_pull(task_ids=self.parts_task_id)
         if isinstance(pulled, Mapping):
-            return [dict(pulled)]
-        return [dict(part) for part in pulled or () if part is not None]
+            pulled = [pulled]
+        # Also of instances that are gone: a run that is cleared may plan fewer shards than before.
+        return [dict(part) for part in pulled or () if part and part["shard"] < shards]
 
     def _empty_schema(self, hook: MLBatchHook) -> Any:
         """The columns of a dataset without rows: those of the outputs, and our own."""

@@ -425,6 +425,54 @@ def test_commit_wants_a_plan(context: dict[str, Any], tmp_path: Path) -> None:
         operator.execute(context)
 
 
+def test_commit_passes_over_shards_of_an_earlier_plan(
+    context: dict[str, Any], hook: MLBatchHook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is cleared after its table has shrunk: Airflow keeps what the shards that are no
+    longer mapped had told."""
+    write_csv(tmp_path, {"x": list(range(7))})
+    told = write_shards(context, hook, tmp_path, records_per_batch=3)
+    write_csv(tmp_path, {"x": list(range(2))})
+    planned = plan(tmp_path, records_per_batch=3).execute(context)
+    told = [*write_shards(context, hook, tmp_path, records_per_batch=3), *told[1:]]
+    pulled = {"plan": planned, "write": told}
+    monkeypatch.setattr(
+        context["ti"], "xcom_pull", lambda task_ids, **kwargs: pulled[task_ids], raising=False
+    )
+    operator = DatasetCommitOperator(
+        task_id="commit",
+        service_name="double",
+        service_version="1",
+        output_path=f"{tmp_path}/out",
+        parts_task_id="write",
+        plan_task_id="plan",
+    )
+    assert operator.execute(context)["rows"] == 2
+    assert manifest_of(tmp_path / "out")["rows"] == 2
+
+
+def write_shards(
+    context: dict[str, Any], hook: MLBatchHook, folder: Path, **kwargs: Any
+) -> list[dict[str, Any]]:
+    """Plan, score and write the shards of the table; what the mapped tasks would tell."""
+    told = []
+    for each in plan(folder, **kwargs).execute(context):
+        start, stop = each["row_range"]
+        execution_id = hook.start_batch("double", "1", {"x": list(range(start, stop))})
+        hook.watch_batch("double", "1", execution_id, poll_interval=0.05)
+        write = ShardResultsOperator(
+            task_id="write",
+            service_name="double",
+            service_version="1",
+            execution_id=execution_id,
+            input_path=f"{folder}/in.csv",
+            output_path=f"{folder}/out",
+            **each,
+        )
+        told.append(write.execute(context))
+    return told
+
+
 @pytest.mark.parametrize(
     "given", ["{ids[0]}", "['{ids[0]}', '{ids[1]}', None]", "list", "None", None]
 )
