@@ -215,8 +215,8 @@ def _type_of(values: Sequence[Any]) -> pa.DataType | None:
 def _number_type(values: Sequence[Any], *, has_floats: bool) -> pa.DataType | None:
     import pyarrow as pa
 
-    limit = 2**53 if has_floats else 2**63 - 1
-    if any(type(value) is int and abs(value) > limit for value in values):
+    least, most = (-(2**53), 2**53) if has_floats else (-(2**63), 2**63 - 1)
+    if any(type(value) is int and not least <= value <= most for value in values):
         return None
     return pa.float64() if has_floats else pa.int64()
 
