@@ -18,10 +18,21 @@ from airflow_mlbatch.errors import DatasetError, RecordError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["JSON_TEXT", "columns_of", "is_json_text", "json_text", "read_lines", "scan_schema"]
+__all__ = [
+    "JSON_TEXT",
+    "columns_of",
+    "is_inferred",
+    "is_json_text",
+    "json_text",
+    "read_lines",
+    "scan_schema",
+    "unify",
+]
 
 # Metadata of an Arrow field whose strings are JSON texts of values of any type.
 JSON_TEXT: dict[bytes, bytes] = {b"mlbatch": b"json"}
+# Of one whose type is that of the rows that were read: other rows of the table may show another.
+_INFERRED: dict[bytes, bytes] = {b"mlbatch.inferred": b"1"}
 
 _CHUNK = 4 * 1024 * 1024
 _ESCAPED = re.compile(r'[\x00-\x1f"\\]')
@@ -147,9 +158,9 @@ def scan_schema(
             column.take([row.get(name) for row in rows])
     return pa.schema(
         [
-            pa.field(name, pa.string(), metadata=JSON_TEXT)
+            pa.field(name, pa.string(), metadata={**JSON_TEXT, **_INFERRED})
             if column.type is None
-            else pa.field(name, column.type)
+            else pa.field(name, column.type, metadata=_INFERRED)
             for name, column in columns.items()
         ]
     )
@@ -158,6 +169,11 @@ def scan_schema(
 def is_json_text(field: pa.Field) -> bool:
     """Whether a column holds JSON texts rather than texts."""
     return (field.metadata or {}).get(b"mlbatch") == b"json"
+
+
+def is_inferred(field: pa.Field) -> bool:
+    """Whether other rows of the same table may show another type of this column, or not have it."""
+    return b"mlbatch.inferred" in (field.metadata or {})
 
 
 def json_text(value: Any) -> str | None:
@@ -233,7 +249,7 @@ def unify(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
         return pa.float64()
     if pa.types.is_list(first) and pa.types.is_list(second):
         item = unify(first.value_type, second.value_type)
-        return None if item is None else pa.list_(item)
+        return None if item is None else pa.list_(first.value_field.with_type(item))
     if pa.types.is_struct(first) and pa.types.is_struct(second):
         pairs = [(first.field(place), second.field(place)) for place in range(first.num_fields)]
         if [one.name for one, _ in pairs] != [field.name for field in second]:

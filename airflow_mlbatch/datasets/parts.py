@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from airflow_mlbatch.datasets import locations
+from airflow_mlbatch.datasets import jsonlines, locations
 from airflow_mlbatch.datasets.formats import TableFormat, table_format
 from airflow_mlbatch.datasets.locations import StoragePath
 from airflow_mlbatch.datasets.manifest import (
@@ -122,6 +122,7 @@ def _of_file(written: WrittenTable) -> dict[str, Any]:
         "sha256": written.sha256,
         "columns": columns_object(written.columns),
         "assumed": list(written.assumed),
+        "inferred": list(written.inferred),
     }
 
 
@@ -150,7 +151,8 @@ def publish_dataset(
 
     Parts of other runs are removed. Where a part had to assume the type of a column (a shard whose
     records all failed, say) and another part knows it, the former is rewritten, so that the dataset
-    has one schema.
+    has one schema. So are parts whose rows of a JSON Lines table did not show what others did: a key
+    that none of them has, whole numbers only.
 
     :param folder: the dataset
     :param parts: from :func:`part_object`, in any order
@@ -236,7 +238,7 @@ def _check_part(folder: StoragePath, part: Mapping[str, Any], check: Check) -> N
     if size is None:
         raise DatasetError(f"{path}: found no such part; clear the task of shard {part['shard']}")
     # A try of publishing that died may have rewritten it, to the same rows in other bytes.
-    may_be_rewritten = bool(part["assumed"])
+    may_be_rewritten = bool(part["assumed"] or part["inferred"])
     if size != part["bytes"] and not may_be_rewritten:
         raise DatasetError(
             f"{path}: found {size:,} bytes, expected {part['bytes']:,} as written; "
@@ -283,15 +285,30 @@ def _check_index(path: StoragePath, start: int, stop: int) -> None:
 def _with_one_schema(
     folder: StoragePath, parts: Sequence[dict[str, Any]], attempt: str | None
 ) -> list[dict[str, Any]]:
-    kinds = {_pairs(part) for part in parts}
-    if len(kinds) <= 1:
+    unlike = list({_pairs(part): part for part in parts}.values())
+    if len(unlike) <= 1:
         return list(parts)
-    model = min(parts, key=lambda part: (len(part["assumed"]), part["start"]))
-    for part in parts:
-        _check_mergeable(model, part)
-    pattern = open_rows(folder / model["name"]).schema
+    names = _merged_names(unlike)
+    for name in names:
+        _check_absent(name, unlike)
+    kind = table_format(folder / parts[0]["name"]).name
+    schema = _merged_schema(folder, unlike, names) if kind == "parquet" else None
+    if schema is None:
+        wanted = [(name, _text_kind(name, unlike, kind)) for name in names]
+    else:
+        # Parquet has its own name for the elements of a list.
+        wanted = [
+            (field.name, str(field.type).replace("<element: ", "<item: ")) for field in schema
+        ]
+
+    def is_alike(part: Mapping[str, Any]) -> bool:
+        return _names(part) == names if schema is None else _pairs(part) == tuple(wanted)
+
     return [
-        part if _pairs(part) == _pairs(model) else _rewritten(folder, part, pattern, attempt)
+        {
+            **(part if is_alike(part) else _rewritten(folder, part, names, schema, attempt)),
+            "columns": columns_object(wanted),
+        }
         for part in parts
     ]
 
@@ -300,58 +317,160 @@ def _pairs(part: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple((column["name"], column["type"]) for column in part["columns"])
 
 
-def _check_mergeable(model: Mapping[str, Any], part: Mapping[str, Any]) -> None:
-    """Parts may differ only in columns whose type one of them assumed."""
-    own, wanted, assumed = dict(_pairs(part)), dict(_pairs(model)), set(part["assumed"])
-    differing = [
-        name for name, kind in own.items() if name not in assumed and wanted.get(name) != kind
+def _names(part: Mapping[str, Any]) -> list[str]:
+    return [name for name, _ in _pairs(part)]
+
+
+def _merged_names(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns of all parts, each where it stands in its own."""
+    names: list[str] = []
+    for part in parts:
+        place = 0
+        for name in _names(part):
+            if name in names:
+                place = names.index(name) + 1
+            else:
+                names.insert(place, name)
+                place += 1
+    # A data.frame that never came is one column of nothing; where it came it may be several others.
+    shown = {
+        name
+        for part in parts
+        for name, kind in _pairs(part)
+        if kind != "null" or name not in part["assumed"]
+    }
+    everywhere = set.intersection(*(set(_names(part)) for part in parts))
+    return [name for name in names if name in shown or name in everywhere]
+
+
+def _check_absent(name: str, parts: Sequence[Mapping[str, Any]]) -> None:
+    """A part may lack a key that none of its rows had, or columns of a data.frame that never came."""
+    having = next(part for part in parts if name in _names(part))
+    for part in parts:
+        is_allowed = name in having["inferred"] or part["assumed"]
+        if name not in _names(part) and not is_allowed:
+            raise _contradiction(name, part, having)
+
+
+def _merged_schema(
+    folder: StoragePath, parts: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> pa.Schema:
+    import pyarrow as pa
+
+    schemas = [open_rows(folder / part["name"]).schema for part in parts]
+    return pa.schema([_merged_field(name, parts, schemas) for name in names])
+
+
+def _merged_field(
+    name: str, parts: Sequence[Mapping[str, Any]], schemas: Sequence[pa.Schema]
+) -> pa.Field:
+    """The column with the type that all values have, by those parts that know it."""
+    having = [
+        (part, schema.field(name))
+        for part, schema in zip(parts, schemas, strict=True)
+        if name in schema.names
     ]
-    absent = [] if assumed else [name for name in wanted if name not in own]
-    if differing or absent:
-        told = ", ".join(
-            f"{name!r} ({own.get(name, 'absent')}, elsewhere {wanted.get(name, 'absent')})"
-            for name in [*differing, *absent]
+    knowing = [(part, field) for part, field in having if name not in part["assumed"]]
+    first, merged = (knowing or having)[0]
+    for part, field in knowing[1:]:
+        if field.type != merged.type:
+            is_inferred = name in part["inferred"] and name in first["inferred"]
+            kind = jsonlines.unify(merged.type, field.type) if is_inferred else None
+            if kind is None:
+                raise _contradiction(name, part, first)
+            merged = merged.with_type(kind)
+    return merged
+
+
+def _text_kind(name: str, parts: Sequence[Mapping[str, Any]], format: str) -> str:
+    """What the manifest calls a column of text, whose values need no common type."""
+    having = [part for part in parts if name in _names(part)]
+    knowing = [part for part in having if name not in part["assumed"]] or having[:1]
+    kinds = {dict(_pairs(part))[name]: part for part in reversed(knowing)}
+    if len(kinds) > 1:
+        kinds.pop("null", None)
+    if len(kinds) > 1:
+        is_inferred = all(name in part["inferred"] for part in knowing)
+        # Among other values, CSV holds a text as JSON, in quotes; in a column of texts it is bare.
+        if not is_inferred or (format != "jsonl" and "string" in kinds):
+            first, second, *_ = kinds.values()
+            raise _contradiction(name, first, second)
+        return "double" if kinds.keys() == {"int64", "double"} else "json"
+    return next(iter(kinds))
+
+
+def _contradiction(name: str, part: Mapping[str, Any], other: Mapping[str, Any]) -> DatasetError:
+    if part["start"] < other["start"]:
+        part, other = other, part
+    own, elsewhere = (dict(_pairs(each)).get(name, "absent") for each in (part, other))
+    if name in (*part["inferred"], *other["inferred"]):
+        way_out = (
+            "The input's values of this column change their type from row to row: leave it out with "
+            'keep_columns, or choose format="jsonl"'
         )
-        raise DatasetError(
-            f"{part['name']}: found columns that differ from those of {model['name']}: {told}; "
-            "expected the same in each part. The service's outputs change their shape from record to "
-            'record: choose data_frames="columns" or "nested", or format="jsonl"'
+    else:
+        way_out = (
+            "The service's outputs change their shape from record to record: choose "
+            'data_frames="columns" or "nested", or format="jsonl"'
         )
+    return DatasetError(
+        f"{part['name']}: found columns that differ from those of {other['name']}: {name!r} ({own}, "
+        f"elsewhere {elsewhere}); expected the same in each part. {way_out}"
+    )
 
 
 def _rewritten(
-    folder: StoragePath, part: dict[str, Any], schema: pa.Schema, attempt: str | None
+    folder: StoragePath,
+    part: dict[str, Any],
+    names: Sequence[str],
+    schema: pa.Schema | None,
+    attempt: str | None,
 ) -> dict[str, Any]:
-    """The part again, with the columns of ``schema``; what it did not have is null."""
+    """The part again, with the columns that all parts have; what it did not have is null.
+
+    :param schema: their types; ``None`` leaves each as it is
+    """
+    import pyarrow as pa
+
     path = folder / part["name"]
+    rows = open_rows(path)
+    if schema is None:
+        own = {field.name: field for field in rows.schema}
+        schema = pa.schema([own.get(name, pa.field(name, pa.null())) for name in names])
     with open_table(path, schema=schema, attempt=attempt) as table:
-        for batch in _recast(iter(open_rows(path)), schema):
-            table.write(batch)
+        for batch in rows:
+            table.write(_recast(batch, schema, part["name"]))
     assert table.written is not None
     return {**part, **_of_file(replace(table.written, assumed=()))}
 
 
-def _recast(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _recast(batch: pa.RecordBatch, schema: pa.Schema, where: str) -> pa.RecordBatch:
     import pyarrow as pa
 
-    for batch in batches:
-        arrays = [
-            _recast_column(batch.column(field.name), field)
-            if field.name in batch.schema.names
-            else pa.nulls(batch.num_rows, field.type)
-            for field in schema
-        ]
-        yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+    arrays = [
+        _recast_column(batch.column(field.name), field, where)
+        if field.name in batch.schema.names
+        else pa.nulls(batch.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _recast_column(array: pa.Array, field: pa.Field) -> pa.Array:
+def _recast_column(array: pa.Array, field: pa.Field, where: str) -> pa.Array:
     import pyarrow as pa
 
     if array.type == field.type:
         return array
-    # Values of an assumed column are null or empty lists, which is the same in every type; but not
-    # every pair of types has a cast in Arrow.
-    return pa.array(array.to_pylist(), field.type)
+    # Not every pair of types has a cast in Arrow; values of an assumed column are null or empty
+    # lists, which is the same in every type, and whole numbers become doubles only where they fit.
+    try:
+        return pa.array(array.to_pylist(), field.type)
+    except (pa.ArrowException, OverflowError) as error:
+        raise DatasetError(
+            f"{where}, column {field.name!r}: found values of type {array.type} that are none of "
+            f"{field.type}, as in other parts ({error}); leave it out with keep_columns, or choose "
+            'format="jsonl"'
+        ) from None
 
 
 # --- files ---------------------------------------------------------------------------------------

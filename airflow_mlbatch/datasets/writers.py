@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from airflow_mlbatch.datasets.casting import objects
 from airflow_mlbatch.datasets.formats import TableFormat, table_format
-from airflow_mlbatch.datasets.jsonlines import is_json_text, json_text, row_class_for
+from airflow_mlbatch.datasets.jsonlines import is_inferred, is_json_text, json_text, row_class_for
 from airflow_mlbatch.datasets.locations import StoragePath
 from airflow_mlbatch.datasets.nested import is_assumed
 from airflow_mlbatch.datasets.scored import INDEX_COLUMN
@@ -51,6 +51,7 @@ class WrittenTable:
     :param sha256: checksum of the file, in hexadecimal digits
     :param columns: name and type of each column, as Arrow calls the type; ``json`` for JSON text
     :param assumed: columns that held no value to show their type
+    :param inferred: columns whose type other rows of the same input may show otherwise
     """
 
     name: str
@@ -59,6 +60,7 @@ class WrittenTable:
     sha256: str
     columns: tuple[tuple[str, str], ...]
     assumed: tuple[str, ...] = ()
+    inferred: tuple[str, ...] = ()
 
 
 class TableWriter:
@@ -127,8 +129,9 @@ class TableWriter:
         """What was written."""
         schema = self._schema if self._schema is not None else ()
         assumed = tuple(field.name for field in schema if is_assumed(field))
+        inferred = tuple(field.name for field in schema if is_inferred(field))
         name = str(self._path.name)
-        return WrittenTable(name, self.rows, size, sha256, _columns(schema), assumed)
+        return WrittenTable(name, self.rows, size, sha256, _columns(schema), assumed, inferred)
 
 
 @contextmanager

@@ -566,19 +566,34 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         rows = open_rows(path, None, self._rows, self.input_format)
         with contextlib.closing(rows.batches):  # type: ignore[type-var]
             kept = chosen_columns(
-                rows.schema.names,
+                self._present(path, rows.schema.names),
                 service.outputs,
                 keep_columns=self._kept,
                 id_columns=self._ids,
             )
             wanted = list(dict.fromkeys([*kept, *self._input_columns(service)]))
-            if self.rejects_path is not None or len(wanted) == len(rows.schema.names):
+            if self.rejects_path is not None:
+                wanted = list(dict.fromkeys([*rows.schema.names, *wanted]))
+            if set(wanted) == set(rows.schema.names):
                 yield rows, kept
                 return
         # Only what is kept or shown in an error has to be read.
         rows = open_rows(path, wanted, self._rows, self.input_format)
         with contextlib.closing(rows.batches):  # type: ignore[type-var]
             yield rows, kept
+
+    def _present(self, path: Any, names: Sequence[str]) -> Sequence[str]:
+        """The columns of the table, of which a range of rows has shown some."""
+        from airflow_mlbatch.datasets.readers import open_rows
+
+        asked = {*self._ids, *(self._kept if isinstance(self._kept, list) else ())}
+        if self._rows is None or asked <= set(names):
+            return names
+        # A key that no row of the range has is no less a column of JSON Lines.
+        rows = open_rows(path, None, None, self.input_format)
+        with contextlib.closing(rows.batches):  # type: ignore[type-var]
+            more = [name for name in rows.schema.names if name in asked and name not in names]
+        return [*names, *more]
 
     def _input_columns(self, service: Service) -> list[str]:
         named = self.columns or {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_mlbatch.datasets import parts
+from airflow_mlbatch.datasets import parts, readers, scored, writers
 from airflow_mlbatch.datasets.manifest import Counts
 from airflow_mlbatch.errors import DatasetError
 from airflow_mlbatch.protocol.services import Parameter
@@ -178,6 +179,92 @@ def test_parts_that_had_to_assume_a_type_follow_the_others(tmp_path: Path, forma
         schemas = {str(parquet.read_schema(tmp_path / file["name"])) for file in published["files"]}
         assert len(schemas) == 1
         assert parquet.read_table([tmp_path / f["name"] for f in published["files"]]).num_rows == 6
+
+
+def test_each_part_may_know_what_another_had_to_assume(tmp_path: Path) -> None:
+    values = [{"v": [[]], "w": [["a"]]}, {"v": [["b"]], "w": [None]}, {"v": [[]], "w": [["c"]]}]
+    outputs = [VECTOR, Parameter("w", "vector")]
+    published = parts.publish_dataset(tmp_path, make(tmp_path, 3, 1, outputs, values), 3, **ABOUT)
+    table = parquet.read_table([tmp_path / file["name"] for file in published["files"]])
+    assert table.column("v").to_pylist() == [[], ["b"], []]
+    assert table.column("w").to_pylist() == [["a"], None, ["c"]]
+    types = {column["name"]: column["type"] for column in published["columns"]}
+    assert (types["v"], types["w"]) == ("list<item: string>",) * 2
+
+
+def make_from_lines(folder: Path, lines: list[str], format: str) -> list[dict[str, Any]]:
+    """Score a JSON Lines table in shards of one row, and keep all of its columns."""
+    source = folder / "in.jsonl"
+    source.write_text("\n".join(lines))
+    told = []
+    for shard in parts.plan_shards(len(lines), 1):
+        rows = readers.open_rows(source, None, (shard["start"], shard["stop"]))
+        kept = rows.schema.names
+        table_rows = scored.ScoredRows(
+            [ANSWER], format=format, rows=rows, kept=kept, first_index=shard["start"]
+        )
+        path = folder / "out" / parts.part_name(shard["shard"], format)
+        with writers.open_table(path) as table:
+            for each in (*table_rows.add(block(0, {"answer": [0.5]})), *table_rows.finish()):
+                table.write(each.scored)
+        assert table.written is not None
+        told.append(parts.part_object(shard, table.written, Counts(1, 1, 0)))
+    return told
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv", "csv.gz", "jsonl"])
+@pytest.mark.parametrize(
+    ("lines", "kind", "expected"),
+    [
+        (['{"a":null}', '{"a":"x"}', '{"a":""}'], "string", [None, "x", ""]),
+        (['{"a":1}', '{"a":1.5}', '{"a":null}'], "double", [1, 1.5, None]),
+        (['{"b":1}', '{"b":2,"a":true}', '{"a":false,"b":3}'], "bool", [None, True, False]),
+        (['{"a":[]}', '{"a":[1]}', '{"b":1}'], "list<item: int64>", [[], [1], None]),
+    ],
+)
+def test_shards_of_json_lines_may_show_different_types(
+    tmp_path: Path, format: str, lines: list[str], kind: str, expected: list[Any]
+) -> None:
+    told = make_from_lines(tmp_path, lines, format)
+    folder = tmp_path / "out"
+    published = parts.publish_dataset(folder, told, 3, **ABOUT)
+    assert parts.publish_dataset(folder, told, 3, **ABOUT) == published
+    files = [folder / file["name"] for file in published["files"]]
+    rows = [row for path in files for row in read(path)]
+    if "csv" in format:
+        expected = [v if v is None or isinstance(v, str) else json.dumps(v) for v in expected]
+    assert [row["a"] for row in rows] == expected
+    assert len({tuple(row) for row in rows}) == 1
+    if format == "parquet":
+        assert len({str(parquet.read_schema(path)) for path in files}) == 1
+    types = {column["name"]: column["type"] for column in published["columns"]}
+    assert types["a"] in (kind, "json")
+    for file in published["files"]:
+        data = (folder / file["name"]).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (file["bytes"], file["sha256"])
+
+
+def test_json_lines_of_any_types_stay_json_lines(tmp_path: Path) -> None:
+    lines = ['{"a":1}', '{"a":"1"}', '{"a":{"x":[1]}}']
+    told = make_from_lines(tmp_path, lines, "jsonl")
+    published = parts.publish_dataset(tmp_path / "out", told, 3, **ABOUT)
+    texts = [(tmp_path / "out" / file["name"]).read_text() for file in published["files"]]
+    assert [json.loads(text)["a"] for text in texts] == [1, "1", {"x": [1]}]
+    assert published["columns"][0] == {"name": "a", "type": "json"}
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv"])
+def test_json_lines_whose_types_no_column_holds(tmp_path: Path, format: str) -> None:
+    told = make_from_lines(tmp_path, ['{"a":1}', '{"a":null}', '{"a":"1"}'], format)
+    words = r"part-00002.*found columns that differ.*'a' \(string, elsewhere int64\).*keep_columns"
+    with pytest.raises(DatasetError, match=words):
+        parts.publish_dataset(tmp_path / "out", told, 3, **ABOUT)
+
+
+def test_a_number_that_no_double_holds(tmp_path: Path) -> None:
+    told = make_from_lines(tmp_path, [f'{{"a":{2**53 + 1}}}', '{"a":0.5}'], "parquet")
+    with pytest.raises(DatasetError, match="part-00000.parquet, column 'a': found values of type"):
+        parts.publish_dataset(tmp_path / "out", told, 2, **ABOUT)
 
 
 def test_parts_whose_columns_contradict_each_other(tmp_path: Path) -> None:

@@ -282,6 +282,32 @@ def test_row_range(
     assert manifest["files"][0]["first_index"] == 1
 
 
+def test_a_range_of_json_lines_has_the_columns_of_the_table(
+    context: dict[str, Any], scored: Scored, tmp_path: Path
+) -> None:
+    """A key that no row of the range shows is null there; one that no row at all has is refused."""
+    table = tmp_path / "in.jsonl"
+    table.write_text('{"x": 1}\n{"x": 2}\n{"x": 3, "id": "r2", "note": "n"}\n')
+    arguments = {
+        "execution_id": scored("double", {"x": [1, 2]}),
+        "input_path": str(table),
+        "row_range": (0, 2),
+        "keep_columns": ["note"],
+    }
+    for name in ("out.csv", "out.parquet"):
+        target = tmp_path / name
+        results(**arguments, id_columns=["id"], output_path=str(target)).execute(context)
+        rows = read(target)
+        assert list(rows[0])[:3] == ["id", "note", "y"]
+        assert [(row["id"], row["note"], row["y"]) for row in rows] == [
+            (None, None, 2.0),
+            (None, None, 4.0),
+        ]
+    operator = results(**arguments, id_columns=["no"], output_path=str(tmp_path / "o.csv"))
+    with pytest.raises(AirflowFailException, match="id_columns: found 'no'.*'x', 'note'"):
+        operator.execute(context)
+
+
 def test_without_input(context: dict[str, Any], scored: Scored, tmp_path: Path) -> None:
     results(execution_id=scored("double", FIVE), output_path=str(tmp_path / "out.jsonl")).execute(
         context
