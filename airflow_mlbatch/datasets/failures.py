@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from airflow_mlbatch.datasets.jsonlines import is_json_text
 from airflow_mlbatch.datasets.locations import StoragePath
 from airflow_mlbatch.datasets.scored import ERROR_COLUMN, INDEX_COLUMN, SUCCESS_COLUMN
-from airflow_mlbatch.datasets.writers import WrittenTable, open_table
+from airflow_mlbatch.datasets.writers import ASKED, WrittenTable, open_table
 from airflow_mlbatch.errors import DatasetError, InputError, RecordsFailedError
 from airflow_mlbatch.protocol.results import RecordBlock, RecordResult
 
@@ -246,7 +247,7 @@ def open_rejects(
             f"rejects_path: found {', '.join(map(repr, clashes))} among the input columns, "
             "which the rejects add; rename them in the input"
         )
-    fields = [] if input_schema is None else [input_schema.field(name) for name in names]
+    fields = [] if input_schema is None else [_as_asked(input_schema.field(name)) for name in names]
     schema = pa.schema(
         [*fields, pa.field(INDEX_COLUMN, pa.int64()), pa.field(ERROR_COLUMN, pa.string())]
     )
@@ -257,6 +258,13 @@ def open_rejects(
             yield RejectsWriter(table, names, schema)
 
     return opened()
+
+
+def _as_asked(field: pa.Field) -> pa.Field:
+    # Rejects are there to be looked at: values of mixed types may stand in them as JSON text.
+    return (
+        field.with_metadata({**(field.metadata or {}), **ASKED}) if is_json_text(field) else field
+    )
 
 
 # --- a second try --------------------------------------------------------------------------------

@@ -38,7 +38,11 @@ from airflow_mlbatch.errors import DatasetError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["TableWriter", "WrittenTable", "check_writable", "open_table"]
+__all__ = ["ASKED", "TableWriter", "WrittenTable", "check_writable", "open_table"]
+
+
+# Metadata of a field whose JSON text is what the caller wants, rather than a way out.
+ASKED: dict[bytes, bytes] = {b"mlbatch.asked": b"1"}
 
 
 @dataclass(frozen=True)
@@ -362,17 +366,12 @@ def _fits_parquet(field: pa.Field) -> bool:
     """Parquet has no empty structs, unions or intervals; mixed values it could only hold as text."""
     import pyarrow as pa
 
-    if is_json_text(field) and not is_declared_json(field):
+    if is_json_text(field) and ASKED.items().isdisjoint((field.metadata or {}).items()):
         return False
     return not any(
         pa.types.is_struct(kind) or pa.types.is_union(kind) or pa.types.is_interval(kind)
         for kind in _leaves(field.type)
     )
-
-
-def is_declared_json(field: pa.Field) -> bool:
-    """Whether JSON text is what the caller asked for, rather than a way out."""
-    return (field.metadata or {}).get(b"mlbatch.asked") == b"1"
 
 
 _CAN_HOLD: dict[str, Callable[[Any], bool]] = {

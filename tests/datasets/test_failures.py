@@ -98,6 +98,20 @@ def test_rejects_are_the_failed_rows_with_their_inputs(tmp_path: Path, name: str
     assert (log.failed, log.total) == (3, 1000)
 
 
+@pytest.mark.parametrize("name", ["r.csv", "r.parquet", "r.jsonl"])
+def test_rejects_hold_values_of_mixed_types(tmp_path: Path, name: str) -> None:
+    """As JSON text in Parquet, which would refuse the column in a scored table."""
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"x":1}\n{"x":"one"}\n')
+    rows = readers.open_rows(source)
+    table = scored.ScoredRows([ANSWER], format="parquet", rows=rows)
+    with failures.open_rejects(tmp_path / name, input_schema=rows.schema) as rejects:
+        for part in table.add(block(0, {"answer": [1.0, 1.0]}, {0: "a", 1: "b"})):
+            rejects.take(*part)
+    expected = ["1", '"one"']
+    assert [row["x"] for row in read(tmp_path / name)] == expected
+
+
 def test_rejects_without_rows_replace_those_of_an_earlier_run(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     path.write_text("stale\n1\n")
