@@ -21,9 +21,11 @@ bytes, map          refused                       refused
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from airflow_mlbatch.datasets.casting import objects
@@ -274,7 +276,7 @@ class _TextSink:
         import pyarrow as pa
 
         arrays = [
-            _text_column(array, field.type)
+            _text_column(array, field, first_row)
             for array, field in zip(batch.columns, self._schema, strict=True)
         ]
         self._writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
@@ -390,16 +392,17 @@ def _text_type(kind: pa.DataType) -> pa.DataType:
     return kind if is_own and not pa.types.is_float16(kind) else pa.string()
 
 
-def _text_column(array: pa.Array, wanted: pa.DataType) -> pa.Array:
+def _text_column(array: pa.Array, field: pa.Field, first_row: int) -> pa.Array:
     import pyarrow as pa
 
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
-    if array.type == wanted:
+    if array.type == field.type:
         return array
     if pa.types.is_nested(array.type):
-        return pa.array([json_text(value) for value in _json_values(array, "", 0)], pa.string())
-    return array.cast(wanted)
+        values = _json_column(array, pa.field(field.name, array.type), first_row)
+        return pa.array([json_text(value) for value in values], pa.string())
+    return array.cast(field.type)
 
 
 def _json_column(array: pa.Array, field: pa.Field, first_row: int) -> list[Any]:
@@ -407,47 +410,64 @@ def _json_column(array: pa.Array, field: pa.Field, first_row: int) -> list[Any]:
 
     if is_json_text(field):
         return [None if text is None else msgspec.Raw(text.encode()) for text in objects(array)]
-    return _json_values(array, field.name, first_row)
+    try:
+        return _json_values(array)
+    except _InfinityError as error:
+        raise DatasetError(
+            f"row {first_row + error.place}, column {field.name!r}: "
+            "found an infinity, which JSON does not have"
+        ) from None
 
 
-def _json_values(array: pa.Array, name: str, first_row: int) -> list[Any]:
+class _InfinityError(ValueError):
+    """``place`` is that of the value that is one, or holds one."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__(place)
+        self.place = place
+
+
+def _json_values(array: pa.Array) -> list[Any]:
     """Values that JSON can carry; dates and decimals as their text."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     kind = array.type
     if pa.types.is_dictionary(kind):
-        return _json_values(array.dictionary_decode(), name, first_row)
+        return _json_values(array.dictionary_decode())
     if pa.types.is_floating(kind):
         endless = pc.is_inf(array.cast(pa.float64())).fill_null(False)
         if pc.any(endless).as_py():
-            row = first_row + objects(endless).index(True)
-            raise DatasetError(
-                f"row {row}, column {name!r}: found an infinity, which JSON does not have"
-            )
+            raise _InfinityError(objects(endless).index(True))
         return objects(array)
+    if pa.types.is_struct(kind):
+        return _json_structs(array)
     if pa.types.is_nested(kind):
-        return _json_nested(array, name, first_row)
+        return _json_lists(array)
     if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
         return objects(array.cast(pa.string()))
     return objects(array)
 
 
-def _json_nested(array: pa.Array, name: str, first_row: int) -> list[Any]:
-    import pyarrow as pa
+def _json_structs(array: pa.Array) -> list[Any]:
+    kind = array.type
+    names = [kind.field(place).name for place in range(kind.num_fields)]
+    columns = [_json_values(item) for item in array.flatten()]
+    rows = zip(*columns, strict=True) if columns else iter([()] * len(array))
+    return [
+        dict(zip(names, row, strict=True)) if valid else None
+        for row, valid in zip(rows, objects(array.is_valid()), strict=True)
+    ]
 
-    kind, is_valid = array.type, objects(array.is_valid())
-    if pa.types.is_struct(kind):
-        names = [kind.field(place).name for place in range(kind.num_fields)]
-        columns = [_json_values(item, name, first_row) for item in array.flatten()]
-        rows = zip(*columns, strict=True) if columns else iter([()] * len(array))
-        return [
-            dict(zip(names, row, strict=True)) if valid else None
-            for row, valid in zip(rows, is_valid, strict=True)
-        ]
+
+def _json_lists(array: pa.Array) -> list[Any]:
     lengths = [len(item) if item.is_valid else 0 for item in array]
-    values = iter(_json_values(array.flatten(), name, first_row))
+    try:
+        values = iter(_json_values(array.flatten()))
+    except _InfinityError as error:
+        ends = list(accumulate(lengths))
+        raise _InfinityError(bisect_right(ends, error.place)) from None
     return [
         [next(values) for _ in range(length)] if valid else None
-        for length, valid in zip(lengths, is_valid, strict=True)
+        for length, valid in zip(lengths, objects(array.is_valid()), strict=True)
     ]

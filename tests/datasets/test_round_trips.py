@@ -359,3 +359,22 @@ def test_kept_columns_of_json_lines(rows: list[dict[str, Any]]) -> None:
         elif rows:
             found_rows = read(place / "o.parquet", columns=["a", "b"])
             assert same(found_rows, [{"a": row["a"], "b": row["b"]} for row in rows])
+
+
+@pytest.mark.parametrize("name", ["o.csv", "o.tsv", "o.jsonl"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [[1.0, 2.0], None, [], [3.0, math.inf]],
+        [{"a": [1.0]}, None, {"a": None}, {"a": [0.0, -math.inf]}],
+        [[[0.5], None], [], [None, [0.5, 0.5]], [[], [math.inf]]],
+    ],
+)
+def test_an_infinity_inside_a_nested_value_is_named(
+    tmp_path: Path, name: str, values: list[Any]
+) -> None:
+    parquet.write_table(pa.table({"id": range(4), "deep": values}), tmp_path / "in.parquet")
+    results = [block(0, {"answer": [1.0] * 4})]
+    with pytest.raises(DatasetError, match="row 3, column 'deep': found an infinity"):
+        score(tmp_path / name, [Parameter("answer", "numeric")], results, tmp_path / "in.parquet")
+    assert not (tmp_path / name).exists()
