@@ -80,12 +80,17 @@ def read_text_cells(
 
     block, row = _BLOCK, start
     while True:
-        reader = _Rows(file, header, columns, delimiter, block, row)
+        reader, seen = _Rows(file, header, columns, delimiter, block), 0
         try:
             for batch in reader:
+                first, seen = seen, seen + batch.num_rows
+                # Arrow could pass over rows itself, but it takes blank lines for some of them.
+                if seen <= row:
+                    continue
+                batch = batch.slice(row - first)
                 _check_unicode(batch, where, row)
                 yield batch
-                row += batch.num_rows
+                row = seen
         except pa.ArrowInvalid as error:
             if "straddling object" not in str(error) or block >= _LARGEST_BLOCK:
                 raise DatasetError(f"{where}, {reader.explain(row, error)}") from None
@@ -106,9 +111,8 @@ class _Rows:
         columns: Sequence[str],
         delimiter: str,
         block: int,
-        skipped: int,
     ) -> None:
-        self._file, self._skipped, self._columns = _Unclosed(file), skipped, list(columns)
+        self._file, self._columns = _Unclosed(file), list(columns)
         self._bad_row: Any = None
         self._header = list(header)
         self._delimiter, self._block = delimiter, block
@@ -122,9 +126,7 @@ class _Rows:
             reader = arrow_csv.open_csv(
                 pa.PythonFile(self._file, "r"),
                 # One thread: the file belongs to this one, and rows keep their numbers.
-                read_options=arrow_csv.ReadOptions(
-                    use_threads=False, block_size=self._block, skip_rows_after_names=self._skipped
-                ),
+                read_options=arrow_csv.ReadOptions(use_threads=False, block_size=self._block),
                 parse_options=arrow_csv.ParseOptions(
                     delimiter=self._delimiter,
                     newlines_in_values=True,

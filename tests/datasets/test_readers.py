@@ -212,6 +212,27 @@ def test_a_row_far_down_is_counted_rightly(tmp_path: Path) -> None:
     assert (wire["hp"], count) == ([649_998.0, 649_999.0, 650_000.0], 3)
 
 
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_blank_lines_far_before_a_slice_are_no_rows(tmp_path: Path, line_end: str) -> None:
+    lines = ["hp,name"]
+    for number in range(60_000):
+        lines += [""] * (number % 3)
+        lines.append(f"{number},a name of some length {number}")
+    path = csv(tmp_path, line_end.join(lines))
+    assert path.stat().st_size > 1024 * 1024
+    for start, stop in ((0, 3), (20_000, 20_002), (59_998, 60_000)):
+        wire, _ = readers.read_inputs(path, [HP], row_range=(start, stop))
+        assert wire["hp"] == [float(number) for number in range(start, stop)]
+
+
+def test_blank_lines_before_a_cell_larger_than_a_block(tmp_path: Path) -> None:
+    long = "x" * (9 * 1024 * 1024)
+    rows = "\n\n".join(f"{number},a name of some length" for number in range(60_000))
+    path = csv(tmp_path, f"hp,name\n{rows}\n60000,{long}\n60001,y\n")
+    wire, _ = readers.read_inputs(path, [HP])
+    assert wire["hp"] == [float(number) for number in range(60_002)]
+
+
 def test_gzip(tmp_path: Path) -> None:
     packed = gzip.compress(b"hp,wt\n1,2\n") + gzip.compress(b"3,4\n")
     path = csv(tmp_path, packed, "cars.csv.gz")
