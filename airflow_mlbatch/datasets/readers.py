@@ -103,7 +103,7 @@ def count_rows(path: StoragePath, format: str | None = None) -> int:
         if kind.name == "parquet":
             return int(_parquet_file(raw, where).metadata.num_rows)
         if kind.name == "jsonl":
-            return sum(map(len, jsonlines.read_lines(_unpacked(raw, kind))))
+            return sum(map(len, jsonlines.read_lines(_unpacked(raw, kind, where))))
         header, has_rows = _header(raw, kind, where)
         if not has_rows:
             return 0
@@ -141,7 +141,9 @@ def read_inputs(
         if kind.name == "jsonl":
             names = list(dict.fromkeys(chosen.values()))
             row = wanted.start
-            for lines in jsonlines.read_lines(_unpacked(raw, kind), wanted.start, wanted.stop):
+            for lines in jsonlines.read_lines(
+                _unpacked(raw, kind, where), wanted.start, wanted.stop
+            ):
                 found = jsonlines.columns_of(lines, names, where, row)
                 cast_block.take_json(found, lines, row)
                 row += len(lines)
@@ -248,7 +250,7 @@ def _open_jsonl(
     wanted: RowRange,
 ) -> TableRows:
     # Two passes: a column's type is that of all its values, and the last may differ from the first.
-    file = _unpacked(raw, kind)
+    file = _unpacked(raw, kind, where)
     only = None if columns is None else list(dict.fromkeys(columns.values()))
     lines = jsonlines.read_lines(file, wanted.start, wanted.stop)
     schema = jsonlines.scan_schema(lines, where, wanted.start, only)
@@ -276,7 +278,7 @@ def _check_lines_end(
 ) -> None:
     if row == wanted.start > 0:
         raw.seek(0)
-        row = sum(map(len, jsonlines.read_lines(_unpacked(raw, kind))))
+        row = sum(map(len, jsonlines.read_lines(_unpacked(raw, kind, where))))
     wanted.check_end(where, row)
 
 
@@ -340,18 +342,19 @@ def _sliced(
     wanted.check_end(where, count() if row == wanted.start > 0 else row)
 
 
-def _unpacked(raw: BinaryIO, kind: TableFormat) -> BinaryIO:
+def _unpacked(raw: BinaryIO, kind: TableFormat, where: str) -> BinaryIO:
     if not kind.is_gzip:
         return raw
-    return cast("BinaryIO", _Unpacked(raw))
+    return cast("BinaryIO", _Unpacked(raw, where))
 
 
 class _Unpacked:
     """Reads gzip; says so clearly when the file is none, or is cut short."""
 
-    def __init__(self, raw: BinaryIO) -> None:
+    def __init__(self, raw: BinaryIO, where: str) -> None:
         import gzip
 
+        self._where = where
         self._file = gzip.GzipFile(fileobj=raw, mode="rb")
 
     def read(self, size: int = -1) -> bytes:
@@ -360,7 +363,9 @@ class _Unpacked:
         try:
             return self._file.read(size)
         except (OSError, EOFError, zlib.error) as error:
-            raise DatasetError(f"found a file that gzip cannot unpack ({error})") from None
+            raise DatasetError(
+                f"{self._where}: found a file that gzip cannot unpack ({error})"
+            ) from None
 
     def read1(self, size: int = -1) -> bytes:
         return self.read(size)
@@ -386,7 +391,7 @@ class _Unpacked:
 
 
 def _header(raw: BinaryIO, kind: TableFormat, where: str) -> tuple[list[str], bool]:
-    return textcells.read_header(_unpacked(raw, kind), kind.delimiter, where)
+    return textcells.read_header(_unpacked(raw, kind, where), kind.delimiter, where)
 
 
 def _text_batches(
@@ -399,7 +404,12 @@ def _text_batches(
 ) -> Iterator[pa.RecordBatch]:
     raw.seek(0)
     return textcells.read_text_cells(
-        _unpacked(raw, kind), header, names, delimiter=kind.delimiter, where=where, start=start
+        _unpacked(raw, kind, where),
+        header,
+        names,
+        delimiter=kind.delimiter,
+        where=where,
+        start=start,
     )
 
 

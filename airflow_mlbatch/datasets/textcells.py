@@ -28,6 +28,7 @@ _MIB = 1024 * 1024
 _BLOCK = _MIB
 # A cell can hold a whole data.frame as JSON: a block grows up to this when a row does not fit in.
 _LARGEST_BLOCK = 512 * _MIB
+_HEAD = 8192
 
 
 def read_header(file: BinaryIO, delimiter: str, where: str) -> tuple[list[str], bool]:
@@ -79,8 +80,10 @@ def read_text_cells(
     import pyarrow as pa
 
     block, row = _BLOCK, start
+    # In a table of one column Arrow would take the first of them for the header.
+    blank = _blank_lines_before_header(file) if len(header) == 1 else 0
     while True:
-        reader, seen = _Rows(file, header, columns, delimiter, block), 0
+        reader, seen = _Rows(file, header, columns, delimiter, block, blank), 0
         try:
             for batch in reader:
                 first, seen = seen, seen + batch.num_rows
@@ -101,6 +104,17 @@ def read_text_cells(
             return
 
 
+def _blank_lines_before_header(file: BinaryIO) -> int:
+    """How many lines :func:`read_header` has passed over; the file is at its beginning again."""
+    head = b""
+    while more := file.read(_HEAD):
+        head = (head + more).removeprefix(b"\xef\xbb\xbf")
+        if head.strip(b"\r\n"):
+            break
+    file.seek(0)
+    return next((place for place, line in enumerate(head.splitlines()) if line), 0)
+
+
 class _Rows:
     """One pass of Arrow's reader over the file."""
 
@@ -111,7 +125,9 @@ class _Rows:
         columns: Sequence[str],
         delimiter: str,
         block: int,
+        blank: int,
     ) -> None:
+        self._blank = blank
         self._file, self._columns = _Unclosed(file), list(columns)
         self._bad_row: Any = None
         self._header = list(header)
@@ -126,7 +142,9 @@ class _Rows:
             reader = arrow_csv.open_csv(
                 pa.PythonFile(self._file, "r"),
                 # One thread: the file belongs to this one, and rows keep their numbers.
-                read_options=arrow_csv.ReadOptions(use_threads=False, block_size=self._block),
+                read_options=arrow_csv.ReadOptions(
+                    use_threads=False, block_size=self._block, skip_rows=self._blank
+                ),
                 parse_options=arrow_csv.ParseOptions(
                     delimiter=self._delimiter,
                     newlines_in_values=True,
