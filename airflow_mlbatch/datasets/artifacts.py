@@ -109,12 +109,14 @@ class ArtifactNames:
 
     :param template: from ``{index}`` (the zero-based record, also with a width: ``{index:06d}``) and
         ``{file_name}``; relative, without ``..``
+    :param reserved: a place that is no artifact's
     :raises InputError: the template is something else
     """
 
-    def __init__(self, template: str = DEFAULT_TEMPLATE) -> None:
+    def __init__(self, template: str = DEFAULT_TEMPLATE, *, reserved: str | None = None) -> None:
         check_template(template)
         self._template = template
+        self._reserved = None if reserved is None else _folded(reserved)
         self._taken: dict[str, tuple[int, str]] = {}
 
     def place(self, index: int, file_name: str) -> str:
@@ -146,6 +148,12 @@ class ArtifactNames:
 
     def _take(self, index: int, file_name: str, safe: str) -> str:
         place = self._template.format(index=index, file_name=safe)
+        if _folded(place) == self._reserved:
+            raise UnsafeNameError(
+                f"artifact {file_name!r:.120} of record {index}: found its place {place!r}, which is "
+                "that of the manifest; expected another, such as path_template="
+                f"{DEFAULT_TEMPLATE!r} gives"
+            )
         owner = self._taken.setdefault(_folded(place), (index, file_name))
         if owner != (index, file_name):
             raise UnsafeNameError(

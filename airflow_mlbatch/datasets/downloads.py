@@ -95,7 +95,7 @@ class ArtifactDownload:
         self._attempt = f"{attempt}/{execution_id}"
         mark = hashlib.sha256(self._attempt.encode()).hexdigest()[:12]
         self._journal = dest / f".mlbatch-artifacts-{mark}.json"
-        self._names = ArtifactNames(template)
+        self._names = ArtifactNames(template, reserved=MANIFEST)
         self._lock = threading.Lock()
         self._swept: set[str] = set()
         self._done = self._read_journal()

@@ -406,3 +406,16 @@ def test_odd_names(
     ).execute(context)
     assert {file["path"] for file in some["files"]} < set(paths)
     assert len(some["files"]) == 4
+
+
+def test_a_file_called_manifest(
+    context: dict[str, Any], serve: Callable[[Files], FaultServer], tmp_path: Path
+) -> None:
+    """It keeps its content, or is refused where the manifest of the download would replace it."""
+    serve(Files({0: {"Manifest.json": b"mine"}}))
+    told = download(execution_id="e", dest=str(tmp_path / "a")).execute(context)
+    (file,) = told["files"]
+    assert (tmp_path / "a" / file["path"]).read_bytes() == b"mine"
+    operator = download(execution_id="e", dest=str(tmp_path / "b"), path_template="{file_name}")
+    with pytest.raises(AirflowFailException, match=r"'Manifest.json' of record 0.*path_template"):
+        operator.execute(context)
