@@ -26,7 +26,15 @@ if TYPE_CHECKING:
 
     from airflow_mlbatch.datasets.writers import TableWriter
 
-__all__ = ["Failure", "FailureLog", "FailurePolicy", "RejectsWriter", "open_rejects", "splice"]
+__all__ = [
+    "Failure",
+    "FailureLog",
+    "FailurePolicy",
+    "RejectsWriter",
+    "open_rejects",
+    "rejects_schema",
+    "splice",
+]
 
 SHOWN_FAILURES = 5
 _SHOWN_VALUE = 60
@@ -238,19 +246,8 @@ def open_rejects(
     """
     import contextlib
 
-    import pyarrow as pa
-
     names = list((input_schema.names if input_schema else []) if columns is None else columns)
-    clashes = [name for name in names if name in (INDEX_COLUMN, ERROR_COLUMN)]
-    if clashes:
-        raise DatasetError(
-            f"rejects_path: found {', '.join(map(repr, clashes))} among the input columns, "
-            "which the rejects add; rename them in the input"
-        )
-    fields = [] if input_schema is None else [_as_asked(input_schema.field(name)) for name in names]
-    schema = pa.schema(
-        [*fields, pa.field(INDEX_COLUMN, pa.int64()), pa.field(ERROR_COLUMN, pa.string())]
-    )
+    schema = rejects_schema(input_schema, names)
 
     @contextlib.contextmanager
     def opened() -> Iterator[RejectsWriter]:
@@ -258,6 +255,25 @@ def open_rejects(
             yield RejectsWriter(table, names, schema)
 
     return opened()
+
+
+def rejects_schema(input_schema: pa.Schema | None, names: Sequence[str]) -> pa.Schema:
+    """The columns of the rejects: those of the input, ``mlbatch_index``, ``mlbatch_error``.
+
+    :raises DatasetError: an input column has the name of one of the two added ones
+    """
+    import pyarrow as pa
+
+    clashes = [name for name in names if name in (INDEX_COLUMN, ERROR_COLUMN)]
+    if clashes:
+        raise DatasetError(
+            f"rejects_path: found {', '.join(map(repr, clashes))} among the input columns, "
+            "which the rejects add; rename them in the input"
+        )
+    fields = [] if input_schema is None else [_as_asked(input_schema.field(name)) for name in names]
+    return pa.schema(
+        [*fields, pa.field(INDEX_COLUMN, pa.int64()), pa.field(ERROR_COLUMN, pa.string())]
+    )
 
 
 def _as_asked(field: pa.Field) -> pa.Field:

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, get_args
 from airflow_mlbatch.datasets.locations import StoragePath
 from airflow_mlbatch.errors import DatasetError
 
-__all__ = ["FORMATS", "FormatName", "TableFormat", "table_format"]
+__all__ = ["FORMATS", "FormatName", "TableFormat", "named_format", "table_format"]
 
 FormatName: TypeAlias = Literal["csv", "tsv", "parquet", "jsonl"]
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
@@ -52,12 +52,10 @@ def table_format(path: StoragePath, named: str | None = None) -> TableFormat:
     """
     words = str(path.name).casefold().split(".")[1:]
     is_gzip = words[-1:] == ["gz"]
+    name: FormatName | None
     if named is not None:
-        asked = str(named).casefold().lstrip(".").split(".")
-        is_gzip = is_gzip or asked[1:] == ["gz"]
-        name = _SUFFIXES.get(asked[0]) if asked[1:] in ([], ["gz"]) else None
-        if name is None:
-            raise DatasetError(f"format: found {named!r}, expected one of {_known()}")
+        asked = named_format(named)
+        name, is_gzip = asked.name, is_gzip or asked.is_gzip
     else:
         suffix = (words[:-1] if is_gzip else words)[-1:]
         name = _SUFFIXES.get(suffix[0]) if suffix else None
@@ -71,6 +69,20 @@ def table_format(path: StoragePath, named: str | None = None) -> TableFormat:
             f"{path}: found a Parquet file inside gzip, expected plain Parquet (it packs itself)"
         )
     return TableFormat(name, is_gzip)
+
+
+def named_format(named: str) -> TableFormat:
+    """A format by its name alone, as :func:`table_format` takes it.
+
+    :raises DatasetError: lists what is known
+    """
+    word, _, packed = str(named).casefold().lstrip(".").partition(".")
+    name = _SUFFIXES.get(word) if packed in ("", "gz") else None
+    if name is None:
+        raise DatasetError(f"format: found {named!r}, expected one of {_known()}")
+    if name == "parquet" and packed:
+        raise DatasetError(f"format: found {named!r}, expected plain Parquet (it packs itself)")
+    return TableFormat(name, is_gzip=packed == "gz")
 
 
 def _known() -> str:

@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from airflow_mlbatch.datasets import jsonlines, locations
-from airflow_mlbatch.datasets.formats import TableFormat, table_format
+from airflow_mlbatch.datasets.formats import named_format, table_format
 from airflow_mlbatch.datasets.locations import StoragePath
 from airflow_mlbatch.datasets.manifest import (
     MANIFEST_VERSION,
@@ -90,9 +90,12 @@ def plan_shards(
     ]
 
 
-def part_name(shard: int, format: str = "parquet", *, is_gzip: bool = False) -> str:
-    """The file name of a shard's part, for example ``part-00000.parquet``."""
-    return f"part-{shard:05d}{TableFormat(format, is_gzip).suffix}"  # type: ignore[arg-type]
+def part_name(shard: int, format: str = "parquet") -> str:
+    """The file name of a shard's part, for example ``part-00000.parquet``.
+
+    :raises DatasetError: there is no such format
+    """
+    return f"part-{shard:05d}{named_format(format).suffix}"
 
 
 def part_object(
@@ -480,7 +483,6 @@ def _empty_part(
     folder: StoragePath, schema: pa.Schema, format: str, attempt: str | None
 ) -> dict[str, Any]:
     path = folder / part_name(0, format)
-    table_format(path)
     with open_table(path, schema=schema, attempt=attempt) as table:
         pass
     assert table.written is not None

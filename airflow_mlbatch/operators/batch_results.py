@@ -15,8 +15,13 @@ from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors, checked
 from airflow_mlbatch.links import BatchExecutionLink, BatchTask
 from airflow_mlbatch.operators.assets import emit, with_outlet
-from airflow_mlbatch.operators.locations import location
-from airflow_mlbatch.operators.rendered import as_list, as_row_range, as_whole_number
+from airflow_mlbatch.operators.locations import comparable, location, paths_told
+from airflow_mlbatch.operators.rendered import (
+    as_kept_columns,
+    as_list,
+    as_row_range,
+    as_whole_number,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -236,9 +241,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         self._parallel = as_whole_number("parallel_count", self.parallel_count, least=1)
         self._rows = as_row_range(self.row_range)
         self._ids = as_list(self.id_columns, of=str) if self.id_columns else []
-        self._kept = self.keep_columns
-        if self._kept is not None and self._kept != "all":
-            self._kept = as_list(self._kept, of=str)
+        self._kept = as_kept_columns(self.keep_columns)
         is_given = {
             "rescore_failed": self._tries > 0,
             "id_columns": bool(self._ids),
@@ -266,9 +269,11 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         for name, path in places.items():
             if path is None:
                 continue
-            first = seen.setdefault(path.removeprefix("file://").rstrip("/"), name)
+            first = seen.setdefault(comparable(path), name)
             if first != name:
-                raise InputError(f"{name}: found {path!r:.200}, expected another path than {first}")
+                raise InputError(
+                    f"{name}: found {str(path)!r:.200}, expected another path than {first}"
+                )
 
     def _check_columns(self, service: Service) -> None:
         """What only the service and the input can tell; before failed records are scored again."""
@@ -477,12 +482,12 @@ class BatchResultsOperator(BatchTask, BaseOperator):
             created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             first_index=self._first_row(),
             rejects=table.rejects,
-            extra={"output_path": self.output_path, "rejects_path": self.rejects_path},
+            extra=paths_told(output_path=self.output_path, rejects_path=self.rejects_path),
         )
         write_manifest(self._manifest(), manifest, attempt_of(context))
         counts = {name: manifest[name] for name in ("rows", "succeeded", "failed")}
         told = {**counts, "execution_id": self.execution_id}
-        emit(context, self.outlets, self.output_path, told)
+        emit(context, self.outlets, str(self.output_path), told)
         return manifest
 
     def _write(

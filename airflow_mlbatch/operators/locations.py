@@ -6,12 +6,14 @@ operator keeps the text.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import posixpath
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-__all__ = ["location"]
+__all__ = ["comparable", "location", "paths_told"]
 
 
 def location(path: str, conn_id: str | None = None) -> ObjectStoragePath:
@@ -23,3 +25,14 @@ def location(path: str, conn_id: str | None = None) -> ObjectStoragePath:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
     return ObjectStoragePath(path, conn_id=conn_id)
+
+
+def comparable(path: Any) -> str:
+    """A path as a text that is the same for each way to write it (``file://``, ``.``, ``..``)."""
+    scheme, mark, key = str(path).removeprefix("file://").rpartition("://")
+    return f"{scheme}{mark}{posixpath.normpath(key)}" if mark else os.path.abspath(key)
+
+
+def paths_told(**paths: Any) -> dict[str, str | None]:
+    """Paths as a manifest holds them: text, also where the author gave a path object."""
+    return {name: None if path is None else str(path) for name, path in paths.items()}

@@ -12,7 +12,7 @@ from typing import Any
 
 from airflow_mlbatch.errors import InputError
 
-__all__ = ["as_list", "as_row_range", "as_whole_number"]
+__all__ = ["as_kept_columns", "as_list", "as_row_range", "as_whole_number"]
 
 
 def as_whole_number(name: str, found: Any, *, least: int = 0) -> int:
@@ -49,6 +49,11 @@ def as_list(found: Any, *, of: type | tuple[type, ...] = object) -> list[Any]:
     if isinstance(found, Mapping) or not isinstance(found, Iterable):
         return [found]
     return list(found)
+
+
+def as_kept_columns(found: Any) -> Any:
+    """``"all"``, ``None``, or a list of names."""
+    return found if found is None or found == "all" else as_list(found, of=str)
 
 
 def as_row_range(found: Any) -> tuple[int, int | None] | None:

@@ -23,11 +23,13 @@ from airflow_mlbatch.hooks.outcomes import airflow_errors
 from airflow_mlbatch.operators.assets import emit, with_outlet
 from airflow_mlbatch.operators.batch_results import BatchResultsOperator, ScoredTable, attempt_of
 from airflow_mlbatch.operators.batch_score import OnEmpty
-from airflow_mlbatch.operators.locations import location
-from airflow_mlbatch.operators.rendered import as_whole_number
+from airflow_mlbatch.operators.locations import comparable, location, paths_told
+from airflow_mlbatch.operators.rendered import as_kept_columns, as_list, as_whole_number
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+
+    from airflow_mlbatch.protocol.services import Service
 
 __all__ = ["DatasetCommitOperator", "ShardPlanOperator", "ShardResultsOperator"]
 
@@ -51,6 +53,9 @@ class ShardPlanOperator(BaseOperator):
     :param output_conn_id: the connection of that storage
     :param rejects_path: the folder of the failed rows; what an earlier run left there is removed
     :param rejects_conn_id: the connection of that storage
+    :param format: of the parts to be written
+    :param keep_columns: columns of the input for the parts, checked here
+    :param id_columns: columns of the input that come first there
     :param records_per_batch: most records of a shard
     :param max_failed_records: a count, or a fraction of the records of the table
     :param on_empty: what to do about a table without rows: ``skip``, ``fail`` or ``succeed``
@@ -68,6 +73,9 @@ class ShardPlanOperator(BaseOperator):
         "output_conn_id",
         "rejects_path",
         "rejects_conn_id",
+        "format",
+        "keep_columns",
+        "id_columns",
         "records_per_batch",
         "max_failed_records",
         "mlbatch_conn_id",
@@ -86,6 +94,9 @@ class ShardPlanOperator(BaseOperator):
         output_conn_id: str | None = None,
         rejects_path: str | None = None,
         rejects_conn_id: str | None = None,
+        format: str | None = None,
+        keep_columns: Any = "all",
+        id_columns: Sequence[str] | None = None,
         records_per_batch: int = 100_000,
         max_failed_records: float = 0,
         on_empty: OnEmpty = "skip",
@@ -103,6 +114,9 @@ class ShardPlanOperator(BaseOperator):
         self.output_conn_id = output_conn_id
         self.rejects_path = rejects_path
         self.rejects_conn_id = rejects_conn_id
+        self.format = format
+        self.keep_columns = keep_columns
+        self.id_columns = id_columns
         self.records_per_batch = records_per_batch
         self.max_failed_records = max_failed_records
         self.on_empty = on_empty
@@ -111,11 +125,17 @@ class ShardPlanOperator(BaseOperator):
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Count, check the columns, and cut."""
         from airflow_mlbatch.datasets.failures import FailurePolicy
-        from airflow_mlbatch.datasets.parts import begin_dataset, plan_shards, remove_other_parts
+        from airflow_mlbatch.datasets.parts import (
+            begin_dataset,
+            part_name,
+            plan_shards,
+            remove_other_parts,
+        )
         from airflow_mlbatch.datasets.readers import count_rows, read_inputs
 
         with airflow_errors():
             policy = FailurePolicy(self.max_failed_records)
+            part_name(0, self.format or "parquet")
             size = as_whole_number("records_per_batch", self.records_per_batch, least=1)
             self._check()
             path = location(self.input_path, self.input_conn_id)
@@ -136,6 +156,7 @@ class ShardPlanOperator(BaseOperator):
                 row_range=first,
                 format=self.input_format,
             )
+            self._check_columns(path, service)
             begin_dataset(location(self.output_path, self.output_conn_id))
             if self.rejects_path is not None:
                 # Also if this run fails, what it rejects is not mixed up with an earlier run's.
@@ -156,19 +177,41 @@ class ShardPlanOperator(BaseOperator):
                 f"on_empty: found {self.on_empty!r}, expected one of skip, fail, succeed"
             )
         # Files called part-… that are not of this run are removed from these folders.
-        folder = _plain(self.output_path)
-        if _plain(self.input_path).rpartition("/")[0] == folder:
+        source = comparable(self.input_path).rpartition("/")[0]
+        folder = comparable(self.output_path)
+        if source == folder:
             raise InputError(
-                f"output_path: found {self.output_path!r:.200}, which holds input_path; "
+                f"output_path: found {str(self.output_path)!r:.200}, which holds input_path; "
                 "expected a folder of its own"
             )
         if self.rejects_path is None:
             return
-        rejects = _plain(self.rejects_path)
-        if rejects in (folder, _plain(self.input_path).rpartition("/")[0]):
+        if comparable(self.rejects_path) in (folder, source):
             raise InputError(
-                f"rejects_path: found {self.rejects_path!r:.200}, expected a folder of its own"
+                f"rejects_path: found {str(self.rejects_path)!r:.200}, expected a folder of its own"
             )
+
+    def _check_columns(self, path: Any, service: Service) -> None:
+        """What each shard would find only after it was scored: columns that cannot be written."""
+        import pyarrow as pa
+
+        from airflow_mlbatch.datasets.failures import rejects_schema
+        from airflow_mlbatch.datasets.formats import named_format
+        from airflow_mlbatch.datasets.readers import open_rows
+        from airflow_mlbatch.datasets.scored import chosen_columns
+        from airflow_mlbatch.datasets.writers import check_writable
+
+        present = open_rows(path, format=self.input_format).schema
+        kept = chosen_columns(
+            present.names,
+            service.outputs,
+            keep_columns=as_kept_columns(self.keep_columns),
+            id_columns=as_list(self.id_columns, of=str) if self.id_columns else [],
+        )
+        kind = named_format(self.format or "parquet").name
+        check_writable(pa.schema([present.field(name) for name in kept]), kind, "output_path")
+        if self.rejects_path is not None:
+            check_writable(rejects_schema(present, present.names), kind, "rejects_path")
 
     def _judge_empty(self) -> None:
         told = f"there are no records to score in {self.input_path}"
@@ -177,10 +220,6 @@ class ShardPlanOperator(BaseOperator):
         if self.on_empty == "fail":
             raise AirflowFailException(told)
         self.log.info("%s", told)
-
-
-def _plain(path: str) -> str:
-    return path.removeprefix("file://").rstrip("/")
 
 
 class ShardResultsOperator(BatchResultsOperator):
@@ -315,11 +354,11 @@ class DatasetCommitOperator(BaseOperator):
                 created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 schema=None if plan else self._empty_schema(hook),
                 format=self.format,
-                extra={"output_path": self.output_path, "rejects_path": self.rejects_path},
+                extra=paths_told(output_path=self.output_path, rejects_path=self.rejects_path),
                 attempt=attempt_of(context),
             )
         summary = {name: manifest[name] for name in ("rows", "succeeded", "failed")}
-        emit(context, self.outlets, self.output_path, summary)
+        emit(context, self.outlets, str(self.output_path), summary)
         self.log.info(
             "published %s rows in %s parts (%s failed) to %s",
             f"{manifest['rows']:,}",
@@ -329,7 +368,7 @@ class DatasetCommitOperator(BaseOperator):
         )
         return {
             **summary,
-            "output_path": self.output_path,
+            "output_path": str(self.output_path),
             "manifest_path": str(folder / MANIFEST_NAME),
             "parts": len(manifest["files"]),
         }
@@ -350,7 +389,8 @@ class DatasetCommitOperator(BaseOperator):
 
     def _empty_schema(self, hook: MLBatchHook) -> Any:
         """The columns of a dataset without rows: those of the outputs, and our own."""
+        from airflow_mlbatch.datasets.formats import named_format
         from airflow_mlbatch.datasets.scored import ScoredRows
 
         service = hook.get_service(self.service_name, self.service_version)
-        return ScoredRows(service.outputs, format=self.format).schema
+        return ScoredRows(service.outputs, format=named_format(self.format).name).schema

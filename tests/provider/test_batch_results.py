@@ -21,7 +21,7 @@ import pyarrow.csv as arrow_csv
 import pyarrow.parquet as parquet
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, Asset, AssetAlias
-from airflow.sdk import DAG
+from airflow.sdk import DAG, ObjectStoragePath
 
 from airflow_mlbatch.errors import BatchError, ExecutionNotFoundError, RecordsFailedError
 from airflow_mlbatch.hooks import MLBatchHook
@@ -308,6 +308,20 @@ def test_a_range_of_json_lines_has_the_columns_of_the_table(
         operator.execute(context)
 
 
+def test_paths_as_objects(
+    context: dict[str, Any], scored: Scored, table: Path, tmp_path: Path
+) -> None:
+    manifest = results(
+        execution_id=scored("double", FIVE),
+        input_path=table,
+        columns={"x": "power"},
+        output_path=ObjectStoragePath(f"file://{tmp_path}/out.csv"),
+        rejects_path=tmp_path / "rejects.csv",
+    ).execute(context)
+    assert json.loads(json.dumps(manifest))["rejects_path"] == f"{tmp_path}/rejects.csv"
+    assert [row["y"] for row in read(tmp_path / "out.csv")] == [0.0, 2.0, 4.0, 6.0, 8.0]
+
+
 def test_without_input(context: dict[str, Any], scored: Scored, tmp_path: Path) -> None:
     results(execution_id=scored("double", FIVE), output_path=str(tmp_path / "out.jsonl")).execute(
         context
@@ -408,6 +422,7 @@ def test_counts_must_agree(
         ({"rejects_path": "{tmp}/rejects"}, "found no known format"),
         ({"rejects_path": "{tmp}/out.csv"}, "rejects_path: .*another path than output_path"),
         ({"output_path": "file://{tmp}/in.csv"}, "output_path: .*another path than input_path"),
+        ({"output_path": "{tmp}/no/../in.csv"}, "output_path: .*another path than input_path"),
         ({"input_path": None, "rescore_failed": 1}, "input_path: .*for rescore_failed"),
         ({"input_path": None, "id_columns": ["id"]}, "input_path: .*for id_columns"),
         ({"input_path": None, "keep_columns": ["id"]}, "input_path: .*for keep_columns"),

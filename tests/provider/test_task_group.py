@@ -377,12 +377,32 @@ def test_plan_beyond_the_map_length(context: dict[str, Any], tmp_path: Path) -> 
         ({"output_path": "file://{tmp}/"}, "output_path: found .* which holds input_path"),
         ({"rejects_path": "{tmp}/out/"}, "rejects_path: found .* expected a folder of its own"),
         ({"rejects_path": "{tmp}"}, "rejects_path: found .* expected a folder of its own"),
+        ({"output_path": "{tmp}/no/.."}, "output_path: found .* which holds input_path"),
+        ({"format": "xlsx"}, "format: found 'xlsx', expected one of"),
+        ({"format": "parquet.gz"}, "format: found 'parquet.gz', expected plain Parquet"),
+        ({"id_columns": ["id"]}, "id_columns: found 'id', expected columns of the input"),
+        ({"keep_columns": "['x', 'y']"}, "keep_columns: found 'y', expected columns"),
+        ({"columns": {"x": "y"}, "input_path": "{tmp}/y.csv"}, "keep_columns: found 'y', which"),
+        ({"input_path": "{tmp}/m.jsonl"}, "output_path: found 'a' of type .*Parquet cannot hold"),
+        ({"input_path": "{tmp}/b.parquet", "format": "csv"}, "output_path: found 'b' of type bin"),
+        (
+            {
+                "input_path": "{tmp}/b.parquet",
+                "format": "jsonl",
+                "keep_columns": None,
+                "rejects_path": "{tmp}/r",
+            },
+            "rejects_path: found 'b' of type binary",
+        ),
     ],
 )
 def test_bad_plans(
     context: dict[str, Any], tmp_path: Path, given: dict[str, Any], told: str
 ) -> None:
     write_csv(tmp_path, {"x": [1, 2]})
+    write_csv(tmp_path, {"y": [1, 2]}, "y.csv")
+    (tmp_path / "m.jsonl").write_text('{"x": 1, "a": 1}\n{"x": 2, "a": "1"}\n')
+    parquet.write_table(pa.table({"x": [1], "b": [b"1"]}), tmp_path / "b.parquet")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "_SUCCESS").touch()
     given = {
@@ -398,6 +418,30 @@ def test_plan_skips_an_empty_table(context: dict[str, Any], tmp_path: Path) -> N
     write_csv(tmp_path, {"x": []})
     with pytest.raises(AirflowSkipException, match="no records to score"):
         plan(tmp_path).execute(context)
+
+
+@pytest.mark.parametrize(
+    ("format", "name"),
+    [
+        ("pq", "part-00000.parquet"),
+        ("NDJSON", "part-00000.jsonl"),
+        (".csv.gz", "part-00000.csv.gz"),
+    ],
+)
+def test_a_format_by_another_of_its_names(
+    context: dict[str, Any],
+    hook: MLBatchHook,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    format: str,
+    name: str,
+) -> None:
+    write_csv(tmp_path, {"x": [1, 2]})
+    planned = plan(tmp_path, format=format).execute(context)
+    told = write_shards(context, hook, tmp_path, planned, format=format)
+    assert [part["name"] for part in told] == [name]
+    assert commit(context, monkeypatch, tmp_path, planned, told, format=format)["rows"] == 2
+    assert parts(tmp_path / "out") == [name]
 
 
 def test_a_part_is_no_asset(tmp_path: Path) -> None:
@@ -431,32 +475,25 @@ def test_commit_passes_over_shards_of_an_earlier_plan(
     """A run that is cleared after its table has shrunk: Airflow keeps what the shards that are no
     longer mapped had told."""
     write_csv(tmp_path, {"x": list(range(7))})
-    told = write_shards(context, hook, tmp_path, records_per_batch=3)
+    planned = plan(tmp_path, records_per_batch=3).execute(context)
+    before = write_shards(context, hook, tmp_path, planned)
     write_csv(tmp_path, {"x": list(range(2))})
     planned = plan(tmp_path, records_per_batch=3).execute(context)
-    told = [*write_shards(context, hook, tmp_path, records_per_batch=3), *told[1:]]
-    pulled = {"plan": planned, "write": told}
-    monkeypatch.setattr(
-        context["ti"], "xcom_pull", lambda task_ids, **kwargs: pulled[task_ids], raising=False
-    )
-    operator = DatasetCommitOperator(
-        task_id="commit",
-        service_name="double",
-        service_version="1",
-        output_path=f"{tmp_path}/out",
-        parts_task_id="write",
-        plan_task_id="plan",
-    )
-    assert operator.execute(context)["rows"] == 2
+    told = [*write_shards(context, hook, tmp_path, planned), *before[1:]]
+    assert commit(context, monkeypatch, tmp_path, planned, told)["rows"] == 2
     assert manifest_of(tmp_path / "out")["rows"] == 2
 
 
 def write_shards(
-    context: dict[str, Any], hook: MLBatchHook, folder: Path, **kwargs: Any
+    context: dict[str, Any],
+    hook: MLBatchHook,
+    folder: Path,
+    planned: list[dict[str, Any]],
+    **kwargs: Any,
 ) -> list[dict[str, Any]]:
-    """Plan, score and write the shards of the table; what the mapped tasks would tell."""
+    """Score and write the shards of the table; what the mapped tasks would tell."""
     told = []
-    for each in plan(folder, **kwargs).execute(context):
+    for each in planned:
         start, stop = each["row_range"]
         execution_id = hook.start_batch("double", "1", {"x": list(range(start, stop))})
         hook.watch_batch("double", "1", execution_id, poll_interval=0.05)
@@ -468,9 +505,33 @@ def write_shards(
             input_path=f"{folder}/in.csv",
             output_path=f"{folder}/out",
             **each,
+            **kwargs,
         )
         told.append(write.execute(context))
     return told
+
+
+def commit(
+    context: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    planned: list[dict[str, Any]],
+    told: list[dict[str, Any]],
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """Publish what the tasks before have told."""
+    pulled = {"plan": planned, "write": told}
+    monkeypatch.setattr(context["ti"], "xcom_pull", lambda task_ids, **more: pulled[task_ids])
+    operator = DatasetCommitOperator(
+        task_id="commit",
+        service_name="double",
+        service_version="1",
+        output_path=f"{folder}/out",
+        parts_task_id="write",
+        plan_task_id="plan",
+        **kwargs,
+    )
+    return operator.execute(context)
 
 
 @pytest.mark.parametrize(
