@@ -56,6 +56,7 @@ __all__ = [
     "ScoredBatch",
     "ScoredRows",
     "chosen_columns",
+    "is_spread",
 ]
 
 INDEX_COLUMN, SUCCESS_COLUMN, ERROR_COLUMN = "mlbatch_index", "mlbatch_success", "mlbatch_error"
@@ -121,6 +122,19 @@ def _refuse_clashes(kept: Sequence[str], outputs: Sequence[str]) -> None:
         )
 
 
+def is_spread(data_frames: DataFrames) -> bool | None:
+    """Whether frames become columns; ``None`` where the first of them decide.
+
+    :raises DatasetError: it is none of the three choices
+    """
+    choices = {"auto": None, "columns": True, "nested": False}
+    if data_frames not in choices:
+        raise DatasetError(
+            f"data_frames: found {data_frames!r:.80}, expected 'auto', 'columns' or 'nested'"
+        )
+    return choices[data_frames]
+
+
 class ScoredBatch(NamedTuple):
     """Rows of the scored table, and the same rows of the input with all columns that were opened.
 
@@ -155,12 +169,8 @@ class ScoredRows:
         first_index: int = 0,
         data_frames: DataFrames = "auto",
     ) -> None:
-        if data_frames not in ("auto", "columns", "nested"):
-            raise DatasetError(
-                f"data_frames: found {data_frames!r}, expected 'auto', 'columns' or 'nested'"
-            )
         _refuse_clashes(kept, [output.name for output in outputs])
-        spread = {"auto": None, "columns": True, "nested": False}[data_frames]
+        spread = is_spread(data_frames)
         self._columns = [_column_for(output, format, spread) for output in outputs]
         self._inputs = None if rows is None else _Feed(rows)
         self._kept, self._first_index = list(kept), first_index

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from airflow_mlbatch.datasets.failures import Failure, FailureLog, FailurePolicy, RejectsWriter
     from airflow_mlbatch.datasets.manifest import Counts
     from airflow_mlbatch.datasets.readers import TableRows
+    from airflow_mlbatch.datasets.scored import DataFrames
     from airflow_mlbatch.datasets.writers import WrittenTable
     from airflow_mlbatch.protocol.results import RecordBlock, RecordResult
     from airflow_mlbatch.protocol.services import Service
@@ -106,6 +107,8 @@ class BatchResultsOperator(BatchTask, BaseOperator):
     :param row_range: ``(start, stop)`` of the table that was scored, as for the scoring
     :param keep_columns: ``"all"`` columns of the input, a list of them, or ``None``
     :param id_columns: columns of the input that come first
+    :param data_frames: outputs of type data.frame: ``columns`` for frames of one row, ``nested`` to
+        keep them whole, ``auto`` to go by the first ones
     :param max_failed_records: a count, or a fraction of the records; 0 by default
     :param rejects_path: where the failed rows go, with their inputs and errors
     :param rejects_conn_id: the connection of that storage
@@ -131,6 +134,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         "row_range",
         "keep_columns",
         "id_columns",
+        "data_frames",
         "max_failed_records",
         "rejects_path",
         "rejects_conn_id",
@@ -160,6 +164,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         row_range: Sequence[int] | None = None,
         keep_columns: Any = "all",
         id_columns: Sequence[str] | None = None,
+        data_frames: DataFrames = "auto",
         max_failed_records: float = 0,
         rejects_path: str | None = None,
         rejects_conn_id: str | None = None,
@@ -184,6 +189,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         self.row_range = row_range
         self.keep_columns = keep_columns
         self.id_columns = id_columns
+        self.data_frames = data_frames
         self.max_failed_records = max_failed_records
         self.rejects_path = rejects_path
         self.rejects_conn_id = rejects_conn_id
@@ -236,7 +242,9 @@ class BatchResultsOperator(BatchTask, BaseOperator):
     def _check(self) -> None:
         """What the server need not be asked for."""
         from airflow_mlbatch.datasets.formats import table_format
+        from airflow_mlbatch.datasets.scored import is_spread
 
+        is_spread(self.data_frames)
         self._tries = as_whole_number("rescore_failed", self.rescore_failed)
         self._parallel = as_whole_number("parallel_count", self.parallel_count, least=1)
         self._rows = as_row_range(self.row_range)
@@ -515,6 +523,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
                 rows=rows,
                 kept=kept,
                 first_index=self._first_row(),
+                data_frames=self.data_frames,
             )
             takers: list[FailureLog | RejectsWriter] = [log]
             rejects = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import TaskGroup, task_group
 
@@ -16,6 +16,9 @@ from airflow_mlbatch.operators.shards import (
     ShardResultsOperator,
 )
 from airflow_mlbatch.protocol.flows import PARALLEL_COUNT
+
+if TYPE_CHECKING:
+    from airflow_mlbatch.datasets.scored import DataFrames
 
 __all__ = ["BatchScoreTaskGroup"]
 
@@ -42,6 +45,8 @@ class BatchScoreTaskGroup(TaskGroup):
     :param columns: the table's column for an input, where their names differ
     :param keep_columns: ``"all"`` columns of the input, a list of them, or ``None``
     :param id_columns: columns of the input that come first
+    :param data_frames: outputs of type data.frame: ``columns`` for frames of one row, ``nested`` to
+        keep them whole, ``auto`` to go by the first ones of each shard
     :param max_failed_records: a count, or a fraction of the records of the whole table
     :param rejects_path: a folder for the failed rows
     :param rescore_failed: how often failed records are scored again before they are judged
@@ -72,6 +77,7 @@ class BatchScoreTaskGroup(TaskGroup):
         columns: Mapping[str, str] | None = None,
         keep_columns: Any = "all",
         id_columns: Sequence[str] | None = None,
+        data_frames: DataFrames = "auto",
         max_failed_records: float = 0,
         rejects_path: str | None = None,
         rejects_conn_id: str | None = None,
@@ -141,6 +147,7 @@ class BatchScoreTaskGroup(TaskGroup):
                     format=format,
                     keep_columns=keep_columns,
                     id_columns=id_columns,
+                    data_frames=data_frames,
                     rescore_failed=rescore_failed,
                     parallel_count=parallel_count,
                     **table,

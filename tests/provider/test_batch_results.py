@@ -344,6 +344,21 @@ def test_one_row_frames_are_spread(context: dict[str, Any], scored: Scored, tmp_
     assert "answer" not in schema.names
 
 
+def test_frames_stay_whole_when_asked(
+    context: dict[str, Any], scored: Scored, tmp_path: Path
+) -> None:
+    execution_id = scored("TxService", {"hp": [120.0, 110.0], "wt": [2.8, 2.62]}, "1.0")
+    results(
+        service_name="TxService",
+        service_version="1.0",
+        execution_id=execution_id,
+        output_path=str(tmp_path / "out.parquet"),
+        data_frames="nested",
+    ).execute(context)
+    rows = read(tmp_path / "out.parquet")
+    assert [list(row["answer"]) for row in rows] == [["am_Pred"]] * 2
+
+
 def test_nested_outputs(context: dict[str, Any], scored: Scored, tmp_path: Path) -> None:
     record = {
         "a": True,
@@ -411,6 +426,7 @@ def test_counts_must_agree(
     ("given", "told"),
     [
         ({"max_failed_records": "some"}, "max_failed_records: found 'some'"),
+        ({"data_frames": "flat"}, "data_frames: found 'flat', expected 'auto', 'columns' or"),
         ({"max_failed_records": -1}, "max_failed_records: found -1"),
         ({"rescore_failed": "-1"}, "rescore_failed: found '-1'"),
         ({"rescore_failed": True}, "rescore_failed: found True"),
