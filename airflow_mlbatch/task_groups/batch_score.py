@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import TaskGroup, task_group
 
-from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.operators.batch_delete import BatchDeleteOperator
 from airflow_mlbatch.operators.batch_score import BatchScoreOperator, OnEmpty
 from airflow_mlbatch.operators.shards import (
@@ -34,7 +34,7 @@ class BatchScoreTaskGroup(TaskGroup):
     the beginning of the file, so large tables are better kept as Parquet.
 
     :param group_id: name of the group
-    :param service_name: a published service
+    :param service_name: a published service; as the next, also from ``default_args``
     :param service_version: its version
     :param input_path: the table
     :param output_path: the folder of the scored dataset
@@ -56,7 +56,7 @@ class BatchScoreTaskGroup(TaskGroup):
     :param poll_interval: seconds between polls
     :param timeout: seconds from its submission until a batch is cancelled and its task fails
     :param cleanup: delete the batches on the server at the end, also when the run failed
-    :param mlbatch_conn_id: connection of type ``mlbatch``
+    :param mlbatch_conn_id: connection of type ``mlbatch``; ``mlbatch_default`` unless given
     :param task_args: arguments for all tasks of the group (``retries``, ``pool``, …)
     """
 
@@ -64,8 +64,8 @@ class BatchScoreTaskGroup(TaskGroup):
         self,
         group_id: str,
         *,
-        service_name: str,
-        service_version: str,
+        service_name: str | None = None,
+        service_version: str | None = None,
         input_path: str,
         output_path: str,
         input_conn_id: str | None = None,
@@ -88,15 +88,24 @@ class BatchScoreTaskGroup(TaskGroup):
         poll_interval: float = 30.0,
         timeout: float | None = None,
         cleanup: bool = False,
-        mlbatch_conn_id: str = MLBatchHook.default_conn_name,
+        mlbatch_conn_id: str | None = None,
         task_args: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(group_id=group_id, **kwargs)
-        service = {
+        if next(self.iter_mapped_task_groups(), None) is not None:
+            raise InputError(
+                f"{self.group_id}: found inside a mapped task group, expected a place outside, because "
+                "Airflow does not map the shards once more; make a group for each table, in a loop"
+            )
+        named = {
             "service_name": service_name,
             "service_version": service_version,
             "mlbatch_conn_id": mlbatch_conn_id,
+        }
+        # What is not given here may stand in default_args.
+        service: dict[str, Any] = {
+            **{name: value for name, value in named.items() if value is not None},
             **(task_args or {}),
         }
         table: dict[str, Any] = {

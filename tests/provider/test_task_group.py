@@ -21,7 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from airflow.sdk import DAG, task_group
 
+from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.operators import BatchDeleteOperator
 from airflow_mlbatch.operators.shards import (
@@ -29,6 +31,7 @@ from airflow_mlbatch.operators.shards import (
     ShardPlanOperator,
     ShardResultsOperator,
 )
+from airflow_mlbatch.task_groups import BatchScoreTaskGroup
 from tests.provider.airflow_side import tell_of_assets
 from tests.provider.conftest import connection_to
 from tests.server_process import RunningServer
@@ -39,6 +42,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 DAGS = Path(__file__).parent / "dags"
+NAMED: dict[str, Any] = {"service_name": "double", "service_version": "1"}
 RUNS = [
     "large_many",
     "large_many:input=shorter.parquet",
@@ -442,6 +446,29 @@ def test_a_format_by_another_of_its_names(
     assert [part["name"] for part in told] == [name]
     assert commit(context, monkeypatch, tmp_path, planned, told, format=format)["rows"] == 2
     assert parts(tmp_path / "out") == [name]
+
+
+def test_a_group_takes_its_service_from_default_args() -> None:
+    given = {"service_name": "double", "service_version": "1", "mlbatch_conn_id": "mine"}
+    with DAG("by_default", default_args={**given, "retries": 3}) as dag:
+        BatchScoreTaskGroup("a", input_path="/in.csv", output_path="/a", cleanup=True)
+        BatchScoreTaskGroup("b", service_version="2", input_path="/in.csv", output_path="/b")
+    for task in dag.tasks:
+        version = "2" if task.task_id.startswith("b.") else "1"
+        assert (task.service_name, task.service_version) == ("double", version)
+        assert (task.mlbatch_conn_id, task.retries) == ("mine", 3)
+    assert len(dag.tasks) == 9
+    with DAG("without"), pytest.raises(TypeError, match="service_name"):
+        BatchScoreTaskGroup("a", service_version="1", input_path="/in.csv", output_path="/a")
+
+
+def test_a_group_inside_a_mapped_one_is_refused() -> None:
+    @task_group
+    def tables(path: str) -> None:
+        BatchScoreTaskGroup("t", input_path=path, output_path="/o", **NAMED)
+
+    with DAG("twice_mapped"), pytest.raises(InputError, match="tables.t: found inside a mapped"):
+        tables.expand(path=["/a.csv", "/b.csv"])
 
 
 def test_a_part_is_no_asset(tmp_path: Path) -> None:
