@@ -21,7 +21,12 @@ from airflow_mlbatch.errors import InputError, RecordsFailedError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors
 from airflow_mlbatch.operators.assets import emit, with_outlet
-from airflow_mlbatch.operators.batch_results import BatchResultsOperator, ScoredTable, attempt_of
+from airflow_mlbatch.operators.batch_results import (
+    BatchResultsOperator,
+    Rescored,
+    ScoredTable,
+    attempt_of,
+)
 from airflow_mlbatch.operators.batch_score import OnEmpty
 from airflow_mlbatch.operators.locations import comparable, location, paths_told
 from airflow_mlbatch.operators.rendered import as_kept_columns, as_list, as_whole_number
@@ -29,6 +34,7 @@ from airflow_mlbatch.operators.rendered import as_kept_columns, as_list, as_whol
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_mlbatch.datasets.failures import FailurePolicy
     from airflow_mlbatch.protocol.services import Service
 
 __all__ = ["DatasetCommitOperator", "ShardPlanOperator", "ShardResultsOperator"]
@@ -249,6 +255,16 @@ class ShardResultsOperator(BatchResultsOperator):
 
     def _manifest(self) -> Any:
         return None
+
+    def _to_table(
+        self, context: Context, service: Service, policy: FailurePolicy, rescored: Rescored
+    ) -> ScoredTable:
+        from airflow_mlbatch.datasets.parts import begin_dataset
+
+        assert self.output_path is not None
+        # A shard that is cleared by itself: its dataset is not complete until it is committed anew.
+        begin_dataset(location(self.output_path, self.output_conn_id))
+        return super()._to_table(context, service, policy, rescored)
 
     def _part_name(self) -> str:
         from airflow_mlbatch.datasets.parts import part_name

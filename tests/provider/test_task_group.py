@@ -511,6 +511,21 @@ def test_commit_passes_over_shards_of_an_earlier_plan(
     assert manifest_of(tmp_path / "out")["rows"] == 2
 
 
+def test_a_shard_that_is_written_anew_takes_the_mark_back(
+    context: dict[str, Any], hook: MLBatchHook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_csv(tmp_path, {"x": list(range(4))})
+    planned = plan(tmp_path, records_per_batch=2).execute(context)
+    told = write_shards(context, hook, tmp_path, planned)
+    commit(context, monkeypatch, tmp_path, planned, told)
+    assert (tmp_path / "out" / "_SUCCESS").exists()
+    told[1:] = write_shards(context, hook, tmp_path, planned[1:])
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == parts(tmp_path / "out")
+    commit(context, monkeypatch, tmp_path, planned, told)
+    assert manifest_of(tmp_path / "out")["rows"] == 4
+
+
 def write_shards(
     context: dict[str, Any],
     hook: MLBatchHook,
