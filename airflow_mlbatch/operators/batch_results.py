@@ -96,7 +96,8 @@ class BatchResultsOperator(BatchTask, BaseOperator):
 
     :param service_name: a published service
     :param service_version: its version
-    :param execution_id: a complete batch
+    :param execution_id: a complete batch; ``None`` for an ``input_path`` without rows, for which
+        ``on_empty="succeed"`` has started none
     :param output_path: a file to write, anywhere that Airflow's ``ObjectStoragePath`` reaches
     :param output_conn_id: the connection of that storage
     :param format: ``parquet``, ``csv``, ``tsv`` or ``jsonl``, where the name does not tell
@@ -153,7 +154,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         *,
         service_name: str,
         service_version: str,
-        execution_id: str,
+        execution_id: str | None,
         output_path: str | None = None,
         output_conn_id: str | None = None,
         format: str | None = None,
@@ -178,7 +179,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         super().__init__(**(with_outlet(kwargs, output_path) if self.has_outlet else kwargs))
         self.service_name = service_name
         self.service_version = service_version
-        self.execution_id = execution_id
+        self.execution_id: Any = execution_id
         self.output_path = output_path
         self.output_conn_id = output_conn_id
         self.format = format
@@ -212,9 +213,8 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         with airflow_errors():
             policy = FailurePolicy(self.max_failed_records)
             self._check()
-            self._link_to(self.execution_id)
             most = as_whole_number("max_xcom_records", self.max_xcom_records)
-            total = self._complete()
+            total = self._complete() if self._has_batch() else 0
             if self.output_path is None and total > most:
                 raise InputError(
                     f"max_xcom_records: found {total:,} records, expected at most {most:,}; "
@@ -295,6 +295,32 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         elif self._tries:
             with self._input_rows(service):
                 pass
+
+    def _has_batch(self) -> bool:
+        """Whether there is one: ``on_empty="succeed"`` starts none for a table without rows.
+
+        :raises InputError: there is none, and there are rows
+        """
+        # "None" is what a template makes of it.
+        if self.execution_id not in (None, "", "None"):
+            self._link_to(self.execution_id)
+            return True
+        if self.input_path is None or self._has_rows():
+            raise InputError(
+                f"execution_id: found {self.execution_id!r}, expected the id of a batch; there may be "
+                "none only for an input_path without rows"
+            )
+        self.execution_id = None
+        return False
+
+    def _has_rows(self) -> bool:
+        from airflow_mlbatch.datasets.readers import open_rows
+
+        assert self.input_path is not None
+        path = location(self.input_path, self.input_conn_id)
+        rows = open_rows(path, None, self._rows, self.input_format)
+        with contextlib.closing(rows.batches):  # type: ignore[type-var]
+            return any(batch.num_rows for batch in rows)
 
     def _complete(self) -> int:
         """The number of records of the batch.
@@ -388,8 +414,10 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         return records
 
     def _read(
-        self, execution_id: str, take: Callable[[RecordBlock], None], restart: Any = None
+        self, execution_id: str | None, take: Callable[[RecordBlock], None], restart: Any = None
     ) -> None:
+        if execution_id is None:
+            return
         self.hook.read_batch_results(
             self.service_name, self.service_version, execution_id, take, restart=restart
         )
@@ -472,8 +500,8 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         self.log.info(
             "wrote %s rows (%s failed) to %s", f"{log.total:,}", f"{log.failed:,}", output
         )
-        ids = [self.execution_id, *rescored.execution_ids]
-        return ScoredTable(written, rejects, log, ids)
+        ids = [] if self.execution_id is None else [self.execution_id]
+        return ScoredTable(written, rejects, log, [*ids, *rescored.execution_ids])
 
     def _published(self, context: Context, table: ScoredTable) -> dict[str, Any]:
         """Write the manifest beside the table, tell Airflow about the asset; the XCom."""
@@ -494,7 +522,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         )
         write_manifest(self._manifest(), manifest, attempt_of(context))
         counts = {name: manifest[name] for name in ("rows", "succeeded", "failed")}
-        told = {**counts, "execution_id": self.execution_id}
+        told = {**counts, "execution_id": self.execution_id or ""}
         emit(context, self.outlets, str(self.output_path), told)
         return manifest
 

@@ -204,16 +204,10 @@ class ShardPlanOperator(BaseOperator):
         from airflow_mlbatch.datasets.failures import rejects_schema
         from airflow_mlbatch.datasets.formats import named_format
         from airflow_mlbatch.datasets.readers import open_rows
-        from airflow_mlbatch.datasets.scored import chosen_columns
         from airflow_mlbatch.datasets.writers import check_writable
 
         present = open_rows(path, format=self.input_format).schema
-        kept = chosen_columns(
-            present.names,
-            service.outputs,
-            keep_columns=as_kept_columns(self.keep_columns),
-            id_columns=as_list(self.id_columns, of=str) if self.id_columns else [],
-        )
+        kept = chosen(present.names, service.outputs, self.keep_columns, self.id_columns)
         kind = named_format(self.format or "parquet").name
         check_writable(pa.schema([present.field(name) for name in kept]), kind, "output_path")
         if self.rejects_path is not None:
@@ -288,6 +282,11 @@ class DatasetCommitOperator(BaseOperator):
     :param max_failed_records: a count, or a fraction of the records of the table
     :param rejects_path: the folder of the failed rows; parts of earlier runs are removed from it
     :param format: of the parts
+    :param input_path: the table, whose columns are wanted where it has no rows
+    :param input_conn_id: the connection of its storage
+    :param input_format: its format, where the name does not tell
+    :param keep_columns: columns of the input in the dataset
+    :param id_columns: columns of the input that come first there
     """
 
     template_fields: Sequence[str] = (
@@ -298,6 +297,12 @@ class DatasetCommitOperator(BaseOperator):
         "max_failed_records",
         "rejects_path",
         "rejects_conn_id",
+        "format",
+        "input_path",
+        "input_conn_id",
+        "input_format",
+        "keep_columns",
+        "id_columns",
         "mlbatch_conn_id",
     )
 
@@ -314,6 +319,11 @@ class DatasetCommitOperator(BaseOperator):
         max_failed_records: float = 0,
         rejects_path: str | None = None,
         rejects_conn_id: str | None = None,
+        input_path: str | None = None,
+        input_conn_id: str | None = None,
+        input_format: str | None = None,
+        keep_columns: Any = "all",
+        id_columns: Sequence[str] | None = None,
         mlbatch_conn_id: str = MLBatchHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
@@ -328,6 +338,11 @@ class DatasetCommitOperator(BaseOperator):
         self.max_failed_records = max_failed_records
         self.rejects_path = rejects_path
         self.rejects_conn_id = rejects_conn_id
+        self.input_path = input_path
+        self.input_conn_id = input_conn_id
+        self.input_format = input_format
+        self.keep_columns = keep_columns
+        self.id_columns = id_columns
         self.mlbatch_conn_id = mlbatch_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -404,9 +419,29 @@ class DatasetCommitOperator(BaseOperator):
         return [dict(part) for part in pulled or () if part and part["shard"] < shards]
 
     def _empty_schema(self, hook: MLBatchHook) -> Any:
-        """The columns of a dataset without rows: those of the outputs, and our own."""
+        """The columns of a dataset without rows: the kept ones, the outputs, and our own."""
         from airflow_mlbatch.datasets.formats import named_format
+        from airflow_mlbatch.datasets.readers import open_rows
         from airflow_mlbatch.datasets.scored import ScoredRows
 
-        service = hook.get_service(self.service_name, self.service_version)
-        return ScoredRows(service.outputs, format=named_format(self.format).name).schema
+        outputs = hook.get_service(self.service_name, self.service_version).outputs
+        rows, kept = None, []
+        if self.input_path is not None:
+            rows = open_rows(
+                location(self.input_path, self.input_conn_id), format=self.input_format
+            )
+            kept = chosen(rows.schema.names, outputs, self.keep_columns, self.id_columns)
+        kind = named_format(self.format).name
+        return ScoredRows(outputs, format=kind, rows=rows, kept=kept).schema
+
+
+def chosen(present: Any, outputs: Any, keep_columns: Any, id_columns: Any) -> list[str]:
+    """The columns of the input that are kept, by arguments as a template leaves them."""
+    from airflow_mlbatch.datasets.scored import chosen_columns
+
+    return chosen_columns(
+        present,
+        outputs,
+        keep_columns=as_kept_columns(keep_columns),
+        id_columns=as_list(id_columns, of=str) if id_columns else [],
+    )

@@ -108,12 +108,12 @@ class BatchScoreTaskGroup(TaskGroup):
             **{name: value for name, value in named.items() if value is not None},
             **(task_args or {}),
         }
-        table: dict[str, Any] = {
+        input_table: dict[str, Any] = {
             "input_path": input_path,
             "input_conn_id": input_conn_id,
             "input_format": input_format,
-            "columns": columns,
         }
+        table = {**input_table, "columns": columns}
         target: dict[str, Any] = {"output_path": output_path, "output_conn_id": output_conn_id}
         rejects: dict[str, Any] = {"rejects_path": rejects_path, "rejects_conn_id": rejects_conn_id}
         # Airflow's own has no types.
@@ -174,6 +174,9 @@ class BatchScoreTaskGroup(TaskGroup):
                 max_failed_records=max_failed_records,
                 # An empty table may be planned with no shard at all: those tasks are skipped then.
                 trigger_rule="none_failed_min_one_success",
+                keep_columns=keep_columns,
+                id_columns=id_columns,
+                **input_table,
                 **target,
                 **rejects,
                 **service,

@@ -322,6 +322,36 @@ def test_paths_as_objects(
     assert [row["y"] for row in read(tmp_path / "out.csv")] == [0.0, 2.0, 4.0, 6.0, 8.0]
 
 
+@pytest.mark.parametrize("given", [None, "None", ""])
+@pytest.mark.parametrize("name", ["out.parquet", "out.csv", "out.jsonl"])
+def test_a_table_without_rows_has_no_batch(
+    context: dict[str, Any], tmp_path: Path, given: Any, name: str
+) -> None:
+    """What on_empty="succeed" leaves to the task after it."""
+    (tmp_path / "in.csv").write_text("id,x\n")
+    manifest = results(
+        execution_id=given,
+        input_path=str(tmp_path / "in.csv"),
+        output_path=str(tmp_path / name),
+        rejects_path=str(tmp_path / "rejects.csv"),
+        rescore_failed=1,
+    ).execute(context)
+    assert (manifest["rows"], manifest["failed"], manifest["execution_ids"]) == (0, 0, [])
+    columns = ["id", "x", "y", "mlbatch_index", "mlbatch_success", "mlbatch_error"]
+    assert [column["name"] for column in manifest["columns"]] == columns
+    assert read(tmp_path / name) == []
+    assert results(execution_id=given, input_path=str(tmp_path / "in.csv")).execute(context) == []
+
+
+def test_no_batch_for_rows_is_refused(context: dict[str, Any], table: Path, tmp_path: Path) -> None:
+    told = "execution_id: found None, expected the id of a batch"
+    for arguments in ({"input_path": str(table)}, {}):
+        operator = results(execution_id=None, output_path=str(tmp_path / "o.csv"), **arguments)
+        with pytest.raises(AirflowFailException, match=told):
+            operator.execute(context)
+    assert not (tmp_path / "o.csv").exists()
+
+
 def test_without_input(context: dict[str, Any], scored: Scored, tmp_path: Path) -> None:
     results(execution_id=scored("double", FIVE), output_path=str(tmp_path / "out.jsonl")).execute(
         context

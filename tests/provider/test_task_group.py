@@ -297,7 +297,9 @@ def test_empty_tables(ran: Ran) -> None:
     assert manifest["rows"] == 0
     table = parquet.read_table(folder / "part-00000.parquet")
     assert table.num_rows == 0
-    assert {"y", "mlbatch_index"} <= set(table.schema.names)
+    assert table.schema.names == [
+        *("x", "id", "y", "mlbatch_index", "mlbatch_success", "mlbatch_error")
+    ]
 
 
 def test_mapped_tables(ran: Ran) -> None:
@@ -469,6 +471,24 @@ def test_a_group_inside_a_mapped_one_is_refused() -> None:
 
     with DAG("twice_mapped"), pytest.raises(InputError, match="tables.t: found inside a mapped"):
         tables.expand(path=["/a.csv", "/b.csv"])
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv", "jsonl"])
+def test_a_dataset_without_rows_has_the_columns_of_any_other(
+    context: dict[str, Any],
+    hook: MLBatchHook,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    format: str,
+) -> None:
+    given = {"format": format, "keep_columns": "['x']", "id_columns": ["id"]}
+    write_csv(tmp_path, {"note": [], "x": [], "id": []})
+    planned = plan(tmp_path, on_empty="succeed", **given).execute(context)
+    assert planned == []
+    source = f"{tmp_path}/in.csv"
+    commit(context, monkeypatch, tmp_path, planned, [], input_path=source, **given)
+    columns = [column["name"] for column in manifest_of(tmp_path / "out")["columns"]]
+    assert columns == ["id", "x", "y", "mlbatch_index", "mlbatch_success", "mlbatch_error"]
 
 
 def test_a_part_is_no_asset(tmp_path: Path) -> None:
