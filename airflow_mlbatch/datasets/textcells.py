@@ -202,6 +202,7 @@ class _Unclosed(io.RawIOBase):
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.quotes = file, 0
+        self._last = b"\n"
         self._lock, self._is_lent = threading.Lock(), True
 
     def take_back(self) -> None:
@@ -215,6 +216,10 @@ class _Unclosed(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         with self._lock:
             data = self._file.read(size) if self._is_lent else b""
+            if not data and self._is_lent and self._last not in b"\r\n":
+                # Arrow takes an empty cell at the very end of the file for a quoted one.
+                data = b"\n"
+            self._last = data[-1:] or self._last
         self.quotes += data.count(b'"')
         return data
 

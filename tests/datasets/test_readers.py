@@ -97,6 +97,14 @@ def test_quoted_and_bare_empty_cells_stay_apart(tmp_path: Path) -> None:
     assert wire == {"name": ["", None, "NA", "007", " x "], "hp": [1.0, 2.0, None, 3.0, 4.0]}
 
 
+def test_an_empty_cell_at_the_very_end_is_missing(tmp_path: Path) -> None:
+    for end in ("", "\n", "\r\n"):
+        path = csv(tmp_path, f'hp,name\n1,x\n"2",{end}')
+        assert readers.read_inputs(path, [NAME])[0] == {"name": ["x", None]}
+        path = csv(tmp_path, f'hp,name\n1,x\n2,""{end}')
+        assert readers.read_inputs(path, [NAME])[0] == {"name": ["x", ""]}
+
+
 def test_byte_order_mark_line_ends_and_quotes(tmp_path: Path) -> None:
     path = csv(tmp_path, b'\xef\xbb\xbfname,hp\r\n"a ""b"", c\r\nd",1\r\n\r\ne,2')
     wire, count = readers.read_inputs(path, [NAME, HP])
