@@ -178,8 +178,13 @@ def _chosen(inputs: Sequence[Parameter], columns: Mapping[str, Any]) -> dict[str
 def _sliceable(column: Any) -> Any:
     """The column itself where slices of it are cheap and go by position, otherwise a list."""
     if hasattr(column, "iloc"):
-        # A slice of a Series may go by label; its array goes by position and keeps the dtype.
-        return column.array if column.dtype.kind not in "biuf" else column.to_numpy()
+        is_number = column.dtype.kind in "biuf"
+        is_numpy = type(column.dtype).__module__.split(".")[0] == "numpy"
+        if is_number and (is_numpy or not column.hasnans):
+            return column.to_numpy()
+        # A slice of a Series may go by label; its array goes by position and keeps the dtype, which
+        # matters for integers with gaps: as NumPy's they would be doubles.
+        return column.array
     is_array = hasattr(column, "dtype") and getattr(column, "ndim", 1) == 1
     if isinstance(column, list | tuple) or is_array or hasattr(column, "to_pylist"):
         return column

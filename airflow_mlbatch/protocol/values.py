@@ -357,10 +357,11 @@ _TO_WIRE: dict[TypeName, Callable[[Any], Any]] = {
 
 def _plain_array(values: Any) -> Any:
     """The NumPy array behind a column whose dtype is one of NumPy's own; ``None`` for the rest."""
-    dtype = getattr(values, "dtype", None)
+    dtype: Any = getattr(values, "dtype", None)
     if isinstance(values, Sequence) or getattr(dtype, "kind", "O") not in "biuf":
         return None
-    if type(dtype).__module__.split(".")[0] != "numpy":
+    # Python has no number for the doubles that are longer than eight bytes.
+    if type(dtype).__module__.split(".")[0] != "numpy" or dtype.itemsize > 8:
         return None
     array = values.to_numpy() if hasattr(values, "to_numpy") else values
     return array if getattr(array, "ndim", None) == 1 else None

@@ -603,6 +603,30 @@ def test_a_frame_whose_index_is_no_count() -> None:
     assert json.loads(body)[8999] == {"name": "car 8999", "hp": 8999}
 
 
+@pytest.mark.parametrize("dtype", ["Int64", "UInt64", "int64[pyarrow]"])
+def test_whole_numbers_with_gaps_in_a_frame(dtype: str) -> None:
+    """As doubles, which is what pandas makes of them for NumPy, the larger one would be another."""
+    import pandas as pd
+
+    inputs = [Parameter("n", "integer")]
+    frame = pd.DataFrame({"n": pd.Series([2**53 - 1, None, 7], dtype=dtype)})
+    assert encode_records(inputs, frame) == (b'[{"n":9007199254740991},{"n":null},{"n":7}]', 3)
+    frame = pd.DataFrame({"n": pd.Series([None, 2**53 + 1], dtype=dtype)})
+    with pytest.raises(RecordError, match="record 1, field 'n': found 9007199254740993"):
+        encode_records(inputs, frame)
+    frame = pd.DataFrame({"n": pd.Series([1, 2], dtype=dtype)})
+    assert encode_records(inputs, frame) == (b'[{"n":1},{"n":2}]', 2)
+
+
+def test_a_double_that_is_longer_than_any_of_json() -> None:
+    import numpy as np
+
+    if np.dtype(np.longdouble).itemsize == 8:
+        pytest.skip("this machine has none")
+    with pytest.raises(RecordError, match="record 0, field 'x': found .*longdouble.*a number"):
+        encode_records([Parameter("x", "numeric")], {"x": np.array([0.5], dtype=np.longdouble)})
+
+
 # --- routes --------------------------------------------------------------------------------------
 
 NAMES = [
