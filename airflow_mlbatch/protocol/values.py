@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 __all__ = [
@@ -268,7 +268,17 @@ def _number_from_text(kind: TypeName, word: str) -> float | int:
             number = float(word)
         except ValueError:
             raise _misfit(word, expected) from None
+        # A fraction that a double has no place for does not make a whole number.
+        if kind == "integer" and math.isfinite(number) and not _is_exactly(word, number):
+            raise _misfit(word, expected) from None
     return cast("float | int", to_wire(kind, number))
+
+
+def _is_exactly(word: str, number: float) -> bool:
+    try:
+        return Decimal(word) == Decimal(number)
+    except InvalidOperation:
+        return False  # an exponent of more digits than any number has use for
 
 
 # --- nested --------------------------------------------------------------------------------------
