@@ -7,10 +7,11 @@ import multiprocessing
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import msgspec
 
@@ -32,7 +33,9 @@ def _context() -> BaseContext:
     # loaded would be quicker still, but libraries that run threads (OpenMP) do not survive it.
     if "forkserver" in multiprocessing.get_all_start_methods():
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["airflow_mlbatch.server.worker"])
+        context.set_forkserver_preload(
+            ["airflow_mlbatch.server.worker", "airflow_mlbatch.server.fork_server"]
+        )
         return context
     return multiprocessing.get_context("spawn")
 
@@ -184,7 +187,13 @@ async def start_worker(settings: WorkerSettings) -> Worker:
         process = _context().Process(  # type: ignore[attr-defined]
             target=work, args=(theirs, settings), name="mlbatch-worker"
         )
-        await asyncio.to_thread(process.start)
+        try:
+            await _to_the_end(asyncio.to_thread(process.start))
+        except BaseException:
+            ours.close()
+            if process.pid is not None:
+                process.kill()
+            raise
     ours.setblocking(False)
     reader, writer = await asyncio.open_connection(sock=ours, limit=_READ_BYTES)
     worker = Worker(process, reader, writer)
@@ -192,9 +201,27 @@ async def start_worker(settings: WorkerSettings) -> Worker:
         await worker.hear_hello()
     except BaseException:
         worker.kill("it cannot be used")
-        await worker.end()
+        await _to_the_end(worker.end())
         raise
     return worker
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await something that must not stop half-way, whoever cancels it.
+
+    A process that starts after everybody has turned away is buried by nobody: this one would wait
+    for it for ever when it exits.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    await task
 
 
 def _cause(exit_code: int | None) -> str:

@@ -19,10 +19,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from airflow_mlbatch.errors import MLBatchError
@@ -98,12 +99,29 @@ def _run(task: Task, scorer: _Scorer, line: socket.socket, limits: _Limits) -> b
 def _become_worker() -> None:
     sys.path.insert(0, os.getcwd())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _outlive(os.getpid()))
     if hasattr(os, "setsid"):
         # A group of its own: what a service has started goes with the worker when it is killed.
         os.setsid()
     # What a library prints below Python goes to the log: stdout belongs to the ready line.
     os.dup2(2, 1)
     threading.Thread(target=_die_with_server, name="die-with-server", daemon=True).start()
+
+
+def _outlive(worker: int) -> Callable[[int, FrameType | None], None]:
+    """A handler that lets the server decide when this worker ends.
+
+    A signal for all processes at once must not fail the record: the server is told to stop, too, and
+    the next one has it scored. What a service starts is not spared: a program that it executes knows
+    no handler, and a child that it forks is recognised.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != worker:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    return handle
 
 
 def _die_with_server() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -91,6 +93,18 @@ def _fork_and_exit() -> None:
     os._exit(4)
 
 
+def _terminate() -> str:
+    child = subprocess.Popen(["sleep", "600"])
+    child.terminate()
+    return str(child.wait())
+
+
+def _pool() -> str:
+    # It ends its processes with a signal, and waits for them.
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        return str(sum(pool.map(abs, [1, -2])))
+
+
 def _leave_files() -> None:
     Path("kept.txt").write_text("kept")
     Path("dropped.txt").write_text("dropped")
@@ -106,6 +120,8 @@ MOODS: dict[str, Callable[[], Any]] = {
     "os._exit": lambda: os._exit(3),
     "segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
     "fork and exit": _fork_and_exit,
+    "terminate": _terminate,
+    "pool": _pool,
     "hang": lambda: time.sleep(600),
     "undeclared": lambda: {"answer": "yes", "more": "no"},
     "missing": dict,

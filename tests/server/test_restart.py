@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -62,6 +65,54 @@ def test_a_batch_goes_on_where_it_was(tmp_path: Path, number: signal.Signals) ->
             assert max(runs.values()) == 1
         for index in (0, 1900):
             assert api.get(f"{path}/{index}/files/n.txt").text == str(index)
+
+
+def test_a_signal_to_all_its_processes_at_once_fails_no_record(tmp_path: Path) -> None:
+    # As systemd stops a service, and a shell what runs in its foreground.
+    with running_server("--services", SERVICES, "--workers", "2") as server:
+        path = Api(server.url).start("sleep", [{"seconds": 0.1}] * 60)
+        while Api(server.url).batch(path)["completedItemCount"] == 0:
+            time.sleep(0.01)
+        family = psutil.Process(server.pid).children(recursive=True)
+        for process in family:
+            process.send_signal(signal.SIGTERM)
+        # They bear it, and wait for the server's own word.
+        seen = Api(server.url).batch(path)["completedItemCount"]
+        while Api(server.url).batch(path)["completedItemCount"] < seen + 5:
+            time.sleep(0.01)
+        assert server.stop() == 0
+        assert_gone(family)
+        server.start()
+        assert [item["errorMessage"] for item in Api(server.url).wait(path)] == [""] * 60
+
+
+def test_what_a_service_starts_hears_its_signals() -> None:
+    with running_server("--services", SERVICES, "--workers", "1") as server:
+        results = Api(server.url).score("moody", [{"mood": "terminate"}, {"mood": "pool"}])
+    assert [item["outputParameters"] for item in results] == [{"answer": "-15"}, {"answer": "3"}]
+
+
+def test_ctrl_c_while_it_starts(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "airflow_mlbatch.cli", "serve", "--services", SERVICES]
+    command += ["--port", "0", "--data-dir", str(tmp_path / "data"), "--workers", "2"]
+    environment = {**os.environ, "MLBATCH_PASSWORD": "secret"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as server:
+        # The first worker is being started as soon as there is a process to start it.
+        while not any(map(is_fork_server, psutil.Process(server.pid).children())):
+            time.sleep(0.001)
+        server.send_signal(signal.SIGINT)
+        assert server.communicate(timeout=60) == ("", "")
+        assert server.returncode == 130
+
+
+def is_fork_server(process: psutil.Process) -> bool:
+    """Whether it is the one that starts workers."""
+    try:
+        return "forkserver" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_complete_batches_survive(tmp_path: Path) -> None:
