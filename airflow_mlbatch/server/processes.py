@@ -61,6 +61,7 @@ class Worker:
         self.has_left = False
         self.cause_of_death = ""
         self._is_found_dead = False
+        self._is_ending = False
 
     @property
     def pid(self) -> int | None:
@@ -145,7 +146,8 @@ class Worker:
 
         A child that it forked holds its end of the line open: the server would go on listening.
         """
-        if self._process.is_alive():
+        # Two that ask for its end at the same time would each get half of the answer.
+        if self._is_ending or self._process.is_alive():
             return
         self._kill_group()
         if self._is_found_dead:
@@ -160,12 +162,14 @@ class Worker:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     async def end(self) -> None:
-        """Make sure that it is dead, and find out why."""
+        """Make sure that it is dead, with everything that its service has started, and why."""
+        self._is_ending = True
         self._writer.close()
         await asyncio.to_thread(self._process.join, 1 if self.has_left else 0.5)
         if self._process.is_alive():
             self.kill("")
             await asyncio.to_thread(self._process.join, _BURY_SECONDS)
+        self._kill_group()
         self.cause_of_death = self._killed_because or _cause(self._process.exitcode)
 
     async def _receive(self) -> ToServer | None:

@@ -246,6 +246,9 @@ class _Console(io.TextIOBase):
         self._room -= len(text)
         return len(text)
 
+    def close(self) -> None:
+        """Stay open: the next record prints here, too."""
+
     def drain(self) -> str:
         """What was printed since the last time, as text that UTF-8 can carry."""
         if not self._pieces:

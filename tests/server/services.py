@@ -105,6 +105,15 @@ def _pool() -> str:
         return str(sum(pool.map(abs, [1, -2])))
 
 
+def _close_stdout() -> None:
+    print("last words")
+    sys.stdout.close()
+
+
+def _start_child() -> str:
+    return str(subprocess.Popen(["sleep", "600"]).pid)
+
+
 def _leave_files() -> None:
     Path("kept.txt").write_text("kept")
     Path("dropped.txt").write_text("dropped")
@@ -120,6 +129,9 @@ MOODS: dict[str, Callable[[], Any]] = {
     "os._exit": lambda: os._exit(3),
     "segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
     "fork and exit": _fork_and_exit,
+    "print at once": lambda: print("at once", flush=True),
+    "close stdout": _close_stdout,
+    "start a child": _start_child,
     "terminate": _terminate,
     "pool": _pool,
     "hang": lambda: time.sleep(600),

@@ -10,6 +10,7 @@ import pytest
 
 from tests.server.api import Api
 from tests.server.conftest import SERVICES
+from tests.server.processes import assert_gone, lives
 from tests.server_process import RunningServer, running_server
 
 GOOD = {"mood": "pid"}
@@ -78,6 +79,30 @@ def test_what_is_printed_is_kept_with_its_record(api: Api, server: RunningServer
     assert endless["consoleOutput"].endswith("more characters were printed)")
     assert deep["success"] is True
     assert len(server.lines) == lines
+
+
+def test_a_closed_stdout_is_closed_to_nobody_else(impatient: RunningServer) -> None:
+    records = [{"mood": "close stdout"}, {"mood": "print at once"}]
+    first, second = Api(impatient.url).score("moody", records)
+    assert first["consoleOutput"] == "last words\n"
+    assert second["errorMessage"] == ""
+    assert second["consoleOutput"] == "at once\n"
+
+
+def test_what_a_service_has_started_goes_with_its_worker(impatient: RunningServer) -> None:
+    api = Api(impatient.url)
+    (started,) = api.score("moody", [{"mood": "start a child"}])
+    child = psutil.Process(int(started["outputParameters"]["answer"]))
+    assert lives(child)
+    api.score("moody", [{"mood": "os._exit"}])
+    assert_gone([child])
+
+
+def test_a_death_is_told_by_its_cause(impatient: RunningServer) -> None:
+    results = Api(impatient.url).score("moody", [{"mood": "segfault"}] * 20)
+    assert {item["errorMessage"] for item in results} == {
+        "the worker process was killed by signal SIGSEGV"
+    }
 
 
 def test_only_declared_regular_files_are_kept(api: Api) -> None:

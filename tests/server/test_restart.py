@@ -15,25 +15,10 @@ import pytest
 
 from tests.server.api import Api, log_in
 from tests.server.conftest import SERVICES
+from tests.server.processes import assert_gone
 from tests.server_process import running_server
 
 RECORDS = 2_000
-
-
-def assert_gone(processes: list[psutil.Process]) -> None:
-    """They end soon, if they have not yet."""
-    deadline = time.monotonic() + 30
-    while any(map(lives, processes)):
-        assert time.monotonic() < deadline, processes
-        time.sleep(0.01)
-
-
-def lives(process: psutil.Process) -> bool:
-    """Whether it runs: the dead whom nobody has buried yet do not count."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
