@@ -17,7 +17,8 @@ __all__ = ["Job", "Jobs"]
 # enough that other executions, and a cancellation, do not wait.
 TASK_SECONDS = 0.05
 _MOST_RECORDS_A_TASK = 256
-_WINDOW_BYTES = 1024 * 1024
+# Each of a thousand executions holds so much, and records cost several times their text.
+_WINDOW_BYTES = 64 * 1024
 
 Record = tuple[int, bytes]
 """Position and JSON text."""

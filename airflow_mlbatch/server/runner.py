@@ -80,6 +80,7 @@ class Runner:
         self._store, self._folder = store, folder
         self._worker_settings, self._settings = worker, settings
         self._jobs = Jobs()
+        self._leaving: dict[str, Job] = {}
         self._calls: deque[_Call] = deque()
         self._workers: dict[int, Worker] = {}
         self._saver = Saver(store, folder.path, self._after_saving)
@@ -161,9 +162,11 @@ class Runner:
 
     async def cancel(self, execution: Execution) -> None:
         """Stop the work on an execution; returns when no worker is on it any more."""
-        job = self._jobs.remove(execution.id)
+        # Somebody may be at it already: then both wait for its end.
+        job = self._jobs.remove(execution.id) or self._leaving.get(execution.id)
         if job is None:
             return
+        self._leaving[execution.id] = job
         job.cancel()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _CANCEL_GRACE_SECONDS
@@ -174,6 +177,7 @@ class Runner:
                     if worker.purpose is job:
                         worker.kill("the execution was cancelled")
             await asyncio.sleep(0.01)
+        self._leaving.pop(execution.id, None)
         self._saver.drop(execution.number)
 
     async def call(self, service: Service, record: bytes) -> bytes:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import resource
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 
 from tests.server.api import Api, log_in
 from tests.server.conftest import SERVICES
+from tests.server.processes import lives
 from tests.server_process import RunningServer, running_server
 
 
@@ -48,6 +50,45 @@ def test_deleting_a_batch_leaves_the_others_alone(api: Api) -> None:
     results = api.wait(kept)
     assert all(item["success"] for item in results)
     assert api.get(doomed).status_code == 404
+
+
+def test_a_batch_that_is_deleted_twice_at_once() -> None:
+    with (
+        running_server("--services", SERVICES, "--workers", "2") as server,
+        ThreadPoolExecutor(8) as clients,
+    ):
+        api = Api(server.url)
+        path = api.start("sleep", [{"seconds": 600}] * 4)
+        while api.batch(path)["state"] != "inProgress":
+            time.sleep(0.01)
+        workers = psutil.Process(server.pid).children(recursive=True)
+        replies = [clients.submit(api.delete, path) for _ in range(8)]
+        first = next(reply for reply in as_completed(replies) if reply.result().status_code == 200)
+        # Whoever is told that it is gone finds it gone.
+        assert sum(not lives(process) for process in workers) >= 1
+        codes = [reply.result().status_code for reply in replies if reply is not first]
+        assert codes == [404] * 7
+
+
+def test_many_batches_at_once_need_little_memory() -> None:
+    batches, records = 6, 60_000
+    with running_server("--services", SERVICES, "--workers", "1") as server:
+        api = Api(server.url)
+        process = psutil.Process(server.pid)
+        body = b"[" + b",".join([b'{"seconds":0.001}'] * records) + b"]"
+
+        def start() -> None:
+            reply = api.post("/api/sleep/1/batch", data=body)
+            path = f"/api/sleep/1/batch/{reply.json()['batchExecutionId']}"
+            while api.batch(path, partial=False)["state"] != "inProgress":
+                time.sleep(0.01)
+
+        start()  # Warms it up.
+        before = process.memory_info().rss
+        for _ in range(batches):
+            start()
+        # All of them would be 6 MB as JSON text, and ten times that as objects.
+        assert process.memory_info().rss - before < 25_000_000
 
 
 def test_polls_of_a_running_batch_never_go_back(api: Api) -> None:
