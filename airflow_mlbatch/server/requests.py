@@ -15,6 +15,8 @@ from airflow_mlbatch.server.replies import Refusal, bad_request
 __all__ = ["bearer_token", "count_parameter", "flag_parameter", "raw_path", "read_body"]
 
 _SILENCE_SECONDS = 60
+# Slower than any client that means it: a byte now and then would hold the line for days.
+_SLOWEST_BYTES_PER_SECOND = 1024
 _DISCARD_SECONDS = 10
 
 
@@ -23,7 +25,11 @@ def raw_path(request: Request) -> str:
     raw = request.scope.get("raw_path")
     if not isinstance(raw, bytes):
         return str(request.scope["path"])
-    return raw.decode("utf-8", "replace")
+    path = raw.decode("utf-8", "replace")
+    if path.startswith("/"):
+        return path
+    # The whole address, as a client sends it that takes this server for its proxy.
+    return "/" + path.partition("://")[2].partition("/")[2]
 
 
 def bearer_token(request: Request) -> str | None:
@@ -35,7 +41,7 @@ def bearer_token(request: Request) -> str | None:
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """Read the whole body.
 
-    :raises Refusal: 413 above the limit, 415 for a packed one, 408 when it stops arriving
+    :raises Refusal: 413 above the limit, 415 for a packed one, 408 when it stops arriving, or as good as stops
     """
     encoding = request.headers.get("content-encoding", "identity").strip().casefold()
     if encoding not in ("", "identity"):
@@ -43,9 +49,13 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     pieces: list[bytes] = []
     size = 0
     stream = request.stream()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
     try:
         while True:
-            piece = await asyncio.wait_for(anext(stream, None), _SILENCE_SECONDS)
+            in_debt = loop.time() - began - size / _SLOWEST_BYTES_PER_SECOND
+            patience = _SILENCE_SECONDS - max(0.0, in_debt)
+            piece = await asyncio.wait_for(anext(stream, None), max(0.0, patience))
             if piece is None:
                 return b"".join(pieces)
             size += len(piece)

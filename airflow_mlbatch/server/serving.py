@@ -18,6 +18,7 @@ from airflow_mlbatch.protocol.services import Service
 from airflow_mlbatch.server.app import App, Limits
 from airflow_mlbatch.server.auth import Tokens, load_account
 from airflow_mlbatch.server.folder import DataFolder
+from airflow_mlbatch.server.lines import Line
 from airflow_mlbatch.server.registry import is_file_source
 from airflow_mlbatch.server.runner import Runner, RunnerSettings
 from airflow_mlbatch.server.store import Store
@@ -121,8 +122,11 @@ class _HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=Line,
                 lifespan="off",
                 ws="none",
+                # Its own configuration wants a stdout; what it says goes to stderr without one.
+                log_config=None,
                 log_level="warning",
                 access_log=False,
                 server_header=False,
