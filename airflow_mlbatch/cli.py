@@ -61,16 +61,16 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="SOURCE",
         help="a module or a Python file with services; may be given more than once",
     )
-    option("--host", default="127.0.0.1", help="the address to listen on")
+    option("--host", type=_word, default="127.0.0.1", help="the address to listen on")
     option("--port", type=_port, default=12800, help="0 for any that is free")
     option(
         "--data-dir",
-        type=Path,
+        type=_folder,
         default=Path("mlbatch-data"),
         metavar="FOLDER",
         help="where executions, results and artifacts are kept",
     )
-    option("--username", default="admin", help="the one user of the server")
+    option("--username", type=_word, default="admin", help="the one user of the server")
     option(
         "--workers",
         type=_positive,
@@ -132,6 +132,7 @@ def _serve(options: argparse.Namespace) -> int:
     from airflow_mlbatch.server.registry import DEMO_SERVICES
     from airflow_mlbatch.server.serving import ServerSettings, serve
 
+    _hold_standard_files()
     sources = ([DEMO_SERVICES] if options.demo else []) + options.services
     if not sources:
         _fail("serve", "nothing to serve: give --services SOURCE or --demo")
@@ -156,11 +157,32 @@ def _serve(options: argparse.Namespace) -> int:
         max_worker_growth=options.max_worker_growth * _MIB,
     )
     try:
-        serve(settings, lambda line: print(line, flush=True))
+        serve(settings, _say)
     except KeyboardInterrupt:
         # Before it was ready; afterwards the server takes it for a wish to stop.
         return 130
     return 0
+
+
+def _hold_standard_files() -> None:
+    """Have the descriptors 0 to 2 open: what got their numbers would be taken for stdin or stdout."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
+def _say(line: str) -> None:
+    """Print a line, or raise :class:`OSError`."""
+    if sys.stdout is None:
+        raise OSError("it is closed")
+    try:
+        print(line, flush=True)
+    except OSError:
+        # What is left in the buffer would fail once more at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 # --- demo and ui ---------------------------------------------------------------------------------
@@ -194,7 +216,7 @@ def _add_ui(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def _add_folder(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--folder",
-        type=Path,
+        type=_folder,
         default=Path("mlbatch-demo"),
         help="where Airflow, the server and the results are kept",
     )
@@ -233,6 +255,19 @@ def _processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _word(text: str) -> str:
+    # A variable that is not set would mean every address of this machine, or a user without a name.
+    if not text.strip() or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected some text")
+    return text
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("found nothing, expected the path of a folder")
+    return Path(text)
 
 
 def _natural(text: str) -> int:

@@ -14,6 +14,8 @@ import secrets
 import time
 import uuid
 from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,45 +71,54 @@ class _StoredAccount(msgspec.Struct):
 class Account:
     """The one user of the server.
 
-    :param new_password: the password that was just made up, to be shown once
     :param is_changed: whether tokens given out before have to be forgotten
     """
 
     username: str
     salt: bytes
     password_hash: bytes
-    new_password: str = ""
     is_changed: bool = False
 
 
-def load_account(folder: Path, username: str, password: str | None) -> Account:
+def load_account(
+    folder: Path, username: str, password: str | None, tell: Callable[[str], None]
+) -> Account:
     """Read the account of a data folder, or make it.
 
     :param password: what the environment says; without it the stored one stays, or one is made up
-    :raises InputError: the file in the folder cannot be read
+    :param tell: shows the password that was made up. It is stored afterwards: one that nobody has
+        seen is good for nothing.
+    :raises InputError: the file in the folder cannot be read or written
     """
     path = folder / ACCOUNT_FILE
-    stored = _read_account(path)
-    if stored is not None and stored.username == username:
-        salt, known = bytes.fromhex(stored.salt), bytes.fromhex(stored.password_hash)
-        if password is None or hmac.compare_digest(_scrypt(password, salt), known):
-            return Account(username, salt, known)
-    new_password = "" if password is not None else secrets.token_urlsafe(15)
+    known = _read_account(path)
+    if known is not None and known.username == username and _is_good(known, password):
+        return known
+    if password is None:
+        password = secrets.token_urlsafe(15)
+        tell(password)
     salt = secrets.token_bytes(16)
-    password_hash = _scrypt(password or new_password, salt)
-    write_secret(
-        path, msgspec.json.encode(_StoredAccount(username, salt.hex(), password_hash.hex()))
+    password_hash = _scrypt(password, salt)
+    stored = _StoredAccount(username, salt.hex(), password_hash.hex())
+    write_secret(path, msgspec.json.encode(stored))
+    return Account(username, salt, password_hash, is_changed=True)
+
+
+def _is_good(known: Account, password: str | None) -> bool:
+    return password is None or hmac.compare_digest(
+        _scrypt(password, known.salt), known.password_hash
     )
-    return Account(username, salt, password_hash, new_password, is_changed=True)
 
 
-def _read_account(path: Path) -> _StoredAccount | None:
+def _read_account(path: Path) -> Account | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_StoredAccount)
+        stored = msgspec.json.decode(path.read_bytes(), type=_StoredAccount)
+        salt, password_hash = bytes.fromhex(stored.salt), bytes.fromhex(stored.password_hash)
     except FileNotFoundError:
         return None
-    except (msgspec.DecodeError, OSError) as error:
+    except (msgspec.DecodeError, ValueError, OSError) as error:
         raise InputError(f"data folder: {path} cannot be read: {error}") from None
+    return Account(stored.username, salt, password_hash)
 
 
 def _scrypt(password: str, salt: bytes) -> bytes:
@@ -117,14 +128,22 @@ def _scrypt(password: str, salt: bytes) -> bytes:
 
 
 def write_secret(path: Path, content: bytes) -> None:
-    """Write a file that only this user can read, whole or not at all."""
+    """Write a file that only this user can read, whole or not at all.
+
+    :raises InputError: it cannot be written
+    """
     beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        with suppress(OSError):
+            os.unlink(beside)
+        raise InputError(f"data folder: {path} cannot be written: {error}") from None
 
 
 # --- tokens --------------------------------------------------------------------------------------
@@ -261,6 +280,8 @@ def _load_key(path: Path) -> bytes:
     except FileNotFoundError:
         key = secrets.token_bytes(64)
         write_secret(path, key)
+    except OSError as error:
+        raise InputError(f"data folder: {path} cannot be read: {error}") from None
     if len(key) < 32:
         raise InputError(f"data folder: {path} holds no key")
     return key

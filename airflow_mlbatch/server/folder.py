@@ -4,7 +4,7 @@
 
     lock                     held while a server runs
     account.json, token.key  see auth; mode 0600
-    mlbatch.sqlite           see store
+    mlbatch.sqlite           see store; mode 0600
     executions/<id>/<index>/ artifacts
     work/                    folders that records run in; nothing in it outlives the server
     trash/                   what is being removed
@@ -78,7 +78,8 @@ class DataFolder:
         # Left by a server that was killed: workers of it that still live end by themselves.
         shutil.rmtree(self.work, ignore_errors=True)
         for folder in (self.work, self._executions, self._trash):
-            folder.mkdir(exist_ok=True)
+            # Also where the data folder itself is open to others: records are nobody else's.
+            folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def _try_lock(file: IO[bytes]) -> bool:

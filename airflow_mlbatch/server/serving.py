@@ -6,7 +6,9 @@ import asyncio
 import os
 import signal
 import socket
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +23,7 @@ from airflow_mlbatch.server.folder import DataFolder
 from airflow_mlbatch.server.lines import Line
 from airflow_mlbatch.server.registry import is_file_source
 from airflow_mlbatch.server.runner import Runner, RunnerSettings
-from airflow_mlbatch.server.store import Store
+from airflow_mlbatch.server.store import StorageError, Store
 from airflow_mlbatch.server.worker import WorkerSettings
 
 __all__ = ["ServerSettings", "serve"]
@@ -63,7 +65,8 @@ class ServerSettings:
 def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    :param say: prints a line: a new password, and the address when everything is ready
+    :param say: prints a line: a new password, and the address when everything is ready; raises
+        :class:`OSError` where it cannot
     :raises InputError: something of the settings cannot be used
     """
     line = _listen(settings.host, settings.port)
@@ -71,6 +74,8 @@ def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
         folder = DataFolder(settings.data_dir.absolute())
         try:
             asyncio.run(_serve(settings, folder, line, say))
+        except (StorageError, sqlite3.DatabaseError) as error:
+            raise InputError(f"data folder: {folder.path} cannot be used: {error}") from None
         finally:
             folder.close()
 
@@ -78,11 +83,16 @@ def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
 async def _serve(
     settings: ServerSettings, folder: DataFolder, line: socket.socket, say: Callable[[str], None]
 ) -> None:
-    account = load_account(folder.path, settings.username, settings.password)
-    if account.new_password:
-        # Before anything can go wrong: it cannot be told a second time.
-        told = f"password of {account.username}: {account.new_password} (shown this once)"
-        say(f"mlbatch serve: {told}")
+    def tell(password: str) -> None:
+        try:
+            say(f"mlbatch serve: password of {settings.username}: {password} (shown this once)")
+        except OSError as error:
+            raise InputError(
+                f"stdout: the password that was made up cannot be shown ({error}): "
+                "set MLBATCH_PASSWORD"
+            ) from None
+
+    account = load_account(folder.path, settings.username, settings.password, tell)
     store = Store(folder.database)
     runner = _runner(settings, folder, store)
     try:
@@ -98,10 +108,16 @@ async def _serve(
         # uvicorn repeats the signal that has stopped it to whoever listened before.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
-        await _HttpServer(app, lambda: say(ready)).serve(sockets=[line])
+        await _HttpServer(app, lambda: _say_if_heard(say, ready)).serve(sockets=[line])
     finally:
         await runner.stop()
         store.close()
+
+
+def _say_if_heard(say: Callable[[str], None], text: str) -> None:
+    # Whoever started it may have gone away: that is no reason not to serve.
+    with suppress(OSError):
+        say(text)
 
 
 def _runner(settings: ServerSettings, folder: DataFolder, store: Store) -> Runner:

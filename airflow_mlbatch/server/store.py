@@ -92,8 +92,9 @@ class StorageError(Exception):
 
 @dataclass(frozen=True)
 class Execution:
-    """One row of the executions, its columns in their order; ``state`` is pending, complete or failed: the rest is known by
-    the runner only.
+    """One row of the executions, its columns in their order.
+
+    ``state`` is pending, complete or failed: the rest is known by the runner only.
     """
 
     number: int
@@ -135,9 +136,11 @@ class Store:
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         try:
+            # The files beside it (log, index) get the permissions of this one.
+            path.touch(mode=0o600)
             self._writer = self._connect()
             self._prepare()
-        except sqlite3.DatabaseError as error:
+        except (OSError, sqlite3.DatabaseError) as error:
             raise InputError(f"data folder: {path} cannot be used: {error}") from None
 
     def close(self) -> None:

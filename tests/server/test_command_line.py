@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shlex
 import socket
+import sqlite3
+import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import requests
 
-from tests.server_process import RunningServer, running_server
+from tests.server.api import Api
+from tests.server.conftest import SERVICES
+from tests.server_process import PASSWORD, RunningServer, running_server
 
 WRONG = """
 from airflow_mlbatch.server import service
@@ -118,13 +126,120 @@ def test_a_database_that_is_none(tmp_path: Path) -> None:
     assert_refused(found, "mlbatch.sqlite cannot be used: file is not a database")
 
 
+def spoil(path: Path, content: bytes | None) -> None:
+    """Put something into the place of a file: these bytes, or a folder."""
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("account.json", b"{", "account.json cannot be read"),
+        (
+            "account.json",
+            b'{"username": "admin", "salt": "zz", "password_hash": ""}',
+            "account.json cannot be read",
+        ),
+        ("account.json", None, "account.json cannot be read"),
+        ("token.key", b"short", "token.key holds no key"),
+        ("token.key", None, "token.key cannot be read"),
+        ("lock", None, "cannot be used"),
+        ("work", b"", "cannot be used"),
+        ("mlbatch.sqlite", None, "mlbatch.sqlite cannot be used"),
+    ],
+)
+def test_a_folder_with_something_wrong_in_it(
+    tmp_path: Path, name: str, content: bytes | None, words: str
+) -> None:
+    spoil(tmp_path / name, content)
+    found = mlbatch("serve", "--demo", "--port", "0", "--data-dir", str(tmp_path))
+    assert_refused(found, words)
+    assert str(tmp_path) in found.stderr
+
+
+def test_a_database_that_lacks_a_table(tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlbatch.sqlite")) as database:
+        database.execute("PRAGMA user_version=1")
+    found = mlbatch("serve", "--demo", "--port", "0", "--data-dir", str(tmp_path))
+    assert_refused(found, "cannot be used: storage: no such table")
+
+
+def test_a_folder_that_others_may_read_shows_them_nothing(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o755)
+    with running_server("--demo", "--workers", "1", data_dir=data) as server:
+        api = Api(server.url)
+        api.wait(api.start("TxService", [{"hp": 120, "wt": 2.8}], "1.0"))
+        for path in data.iterdir():
+            if path.name != "lock":
+                assert stat.S_IMODE(path.stat().st_mode) in (0o600, 0o700), path
+
+
+def test_a_password_that_nobody_would_see_is_not_made_up(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "airflow_mlbatch.cli", "serve", "--demo", "--workers", "1"]
+    command += ["--port", "0", "--data-dir", str(tmp_path / "data")]
+    no_password = {**os.environ}
+    no_password.pop("MLBATCH_PASSWORD", None)
+    for redirection in (">&-", ">/dev/full"):
+        found = subprocess.run(
+            ["/bin/sh", "-c", f"exec {shlex.join(command)} {redirection}"],
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            env=no_password,
+            check=False,
+        )
+        assert found.returncode == 2
+        (line,) = found.stderr.splitlines()
+        assert "stdout: the password that was made up cannot be shown" in line
+        assert line.endswith("set MLBATCH_PASSWORD")
+        assert not (tmp_path / "data" / "account.json").exists()
+
+
+def test_nobody_listens_to_what_it_says(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "airflow_mlbatch.cli", "serve", "--services", SERVICES]
+    command += ["--port", str(port), "--data-dir", str(tmp_path / "data")]
+    with subprocess.Popen(
+        ["/bin/sh", "-c", f"exec {shlex.join(command)} <&- >&- 2>&-"],
+        env={**os.environ, "MLBATCH_PASSWORD": PASSWORD},
+    ) as server:
+        try:
+            while server.poll() is None:
+                try:
+                    api = Api(f"http://127.0.0.1:{port}")
+                    break
+                except requests.ConnectionError:
+                    time.sleep(0.05)
+            results = api.score(
+                "moody", [{"mood": "stdout"}, {"mood": "os._exit"}, {"mood": "pid"}]
+            )
+            assert [item["success"] for item in results] == [True, False, True]
+        finally:
+            server.terminate()
+    assert server.returncode == 0
+
+
 def test_an_empty_password(tmp_path: Path) -> None:
     found = mlbatch("serve", "--demo", "--data-dir", str(tmp_path), MLBATCH_PASSWORD="")
     assert_refused(found, "MLBATCH_PASSWORD: found nothing")
 
 
 @pytest.mark.parametrize(
-    "option", ["--workers=0", "--port=70000", "--max-records=x", "--record-timeout=-1"]
+    "option",
+    [
+        "--workers=0",
+        "--port=70000",
+        "--max-records=x",
+        "--record-timeout=-1",
+        "--host=",
+        "--username=",
+        "--data-dir=",
+    ],
 )
 def test_a_value_that_makes_no_sense(option: str) -> None:
     found = mlbatch("serve", "--demo", option)
