@@ -36,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(options)
     except MLBatchError as error:
-        print(f"mlbatch {options.command}: {error}", file=sys.stderr)
+        # An exception of a services module may have several lines.
+        told = " ".join(str(error).splitlines())
+        print(f"mlbatch {options.command}: {told}", file=sys.stderr)
         return 2
 
 
@@ -56,6 +58,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     option("--demo", action="store_true", help="serve the built-in mtService and TxService")
     option(
         "--services",
+        type=_word,
         action="append",
         default=[],
         metavar="SOURCE",

@@ -20,7 +20,7 @@ from airflow_mlbatch.protocol.services import Service
 from airflow_mlbatch.server.wire import LENGTH, Hello, Outcome, Task, ToServer, frame, to_server
 from airflow_mlbatch.server.worker import WorkerSettings, work
 
-__all__ = ["Worker", "start_worker"]
+__all__ = ["ServicesError", "Worker", "start_worker"]
 
 _START_SECONDS = 300
 _BURY_SECONDS = 5
@@ -38,6 +38,17 @@ def _context() -> BaseContext:
         )
         return context
     return multiprocessing.get_context("spawn")
+
+
+class ServicesError(InputError):
+    """A worker cannot load the services.
+
+    :param details: the traceback, where they raised something
+    """
+
+    def __init__(self, problem: str, details: str) -> None:
+        super().__init__(problem)
+        self.details = details
 
 
 class Worker:
@@ -76,7 +87,8 @@ class Worker:
     async def hear_hello(self) -> None:
         """Wait until it has loaded the services.
 
-        :raises InputError: it cannot, and says why; or it died
+        :raises ServicesError: it cannot, and says why
+        :raises InputError: it died, or says nothing
         """
         try:
             hello = await asyncio.wait_for(self._receive(), _START_SECONDS)
@@ -90,7 +102,7 @@ class Worker:
                 f"services: the worker died while loading them ({self.cause_of_death})"
             )
         if hello.problem:
-            raise InputError(hello.problem)
+            raise ServicesError(hello.problem, hello.details)
         self.services = [described.service() for described in hello.services]
 
     async def run(self, task: Task, purpose: object, take: Callable[[Outcome], None]) -> bool:

@@ -84,12 +84,16 @@ def service(
     where = f"service {name!r} version {version!r}"
     for what, word in (("name", name), ("version", version)):
         # HTTP clients fold "." and ".." into the path: such a service could not be asked for.
-        if str(word) in ("", ".", ".."):
+        if not isinstance(word, str) or not word.isprintable() or word in ("", ".", ".."):
             raise InputError(
                 f"{where}: found {what} {word!r}, expected text that can stand in a URL"
             )
+    if not isinstance(description, str):
+        raise InputError(f"{where}: found description {description!r:.80}, expected text")
     takes = tuple(_parameters(where, "inputs", inputs))
     gives = tuple(_parameters(where, "outputs", outputs))
+    if isinstance(artifacts, str):
+        raise InputError(f"{where}, artifacts: found {artifacts!r:.80}, expected a list of names")
     files = tuple(_artifact(where, file) for file in artifacts)
     if len({file.casefold() for file in files}) < len(files):
         raise InputError(f"{where}: found artifacts of one name, expected different names")
@@ -111,7 +115,7 @@ def service(
         known = _published.get((name, version))
         if known is not None and _origin(known.function) != _origin(function):
             raise InputError(
-                f"{where}: published twice, by {_origin(known.function)} and {operation_id}"
+                f"{where}: published twice, by {_origin(known.function)} and {_origin(function)}"
             )
         _published[name, version] = Published(function, shape)
         return function
@@ -176,7 +180,8 @@ def _parameters(where: str, what: str, declared: Mapping[str, Any]) -> Iterable[
         )
     for name, kind in declared.items():
         # JSON has to carry the name without escapes: that is what makes reading records quick.
-        if not str(name).strip() or not str(name).isprintable() or set(str(name)) & set('"\\'):
+        is_plain = isinstance(name, str) and name.strip() and name.isprintable()
+        if not is_plain or set(name) & set('"\\'):
             raise InputError(
                 f"{where}, {what}: found the name {name!r:.80}, expected printable text"
             )
@@ -223,5 +228,7 @@ def _check_signature(where: str, function: Callable[..., Any], takes: Sequence[P
 
 
 def _origin(function: Callable[..., Any]) -> str:
-    module = getattr(function, "__module__", "")
-    return f"{module}.{getattr(function, '__qualname__', repr(function))}"
+    # The file, not the module: two files of one name in two folders are one module's name.
+    code = getattr(function, "__code__", None)
+    place = getattr(code, "co_filename", None) or getattr(function, "__module__", "")
+    return f"{place}:{getattr(function, '__qualname__', repr(function))}"

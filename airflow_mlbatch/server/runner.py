@@ -23,7 +23,7 @@ from airflow_mlbatch.protocol.services import Service
 from airflow_mlbatch.protocol.states import BatchState
 from airflow_mlbatch.server.folder import DataFolder
 from airflow_mlbatch.server.jobs import Job, Jobs
-from airflow_mlbatch.server.processes import Worker, start_worker
+from airflow_mlbatch.server.processes import ServicesError, Worker, start_worker
 from airflow_mlbatch.server.saving import DISK_FULL, Saver
 from airflow_mlbatch.server.store import Execution, StorageError, Store
 from airflow_mlbatch.server.wire import Outcome, Task
@@ -226,7 +226,7 @@ class Runner:
             try:
                 worker = await start_worker(self._worker_settings)
             except (InputError, OSError) as error:
-                self.worker_problem = str(error)
+                self._report(error)
                 if not self._services.done():
                     self._services.set_exception(InputError(str(error)))
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -243,6 +243,13 @@ class Runner:
             finally:
                 del self._workers[slot]
                 await worker.end()
+
+    def _report(self, error: InputError | OSError) -> None:
+        """Note why no worker starts; the traceback is shown once, not by each worker and try."""
+        details = error.details.rstrip() if isinstance(error, ServicesError) else ""
+        if details and str(error) != self.worker_problem:
+            log.error("%s", details)
+        self.worker_problem = str(error)
 
     async def _feed(self, worker: Worker) -> None:
         """Give a worker one task after another, until it is gone."""

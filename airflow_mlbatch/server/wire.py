@@ -58,10 +58,14 @@ class Described(msgspec.Struct, gc=False):
 
 
 class Hello(msgspec.Struct, tag=True):
-    """The first word of a worker: what it can run, or why it cannot."""
+    """The first word of a worker: what it can run, or why it cannot.
+
+    :param details: the traceback, where the problem is an exception of the services
+    """
 
     services: list[Described]
     problem: str = ""
+    details: str = ""
 
 
 class Outcome(msgspec.Struct, tag=True, gc=False):

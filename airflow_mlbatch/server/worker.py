@@ -63,12 +63,17 @@ class WorkerSettings:
 def work(line: socket.socket, settings: WorkerSettings) -> None:
     """The life of a worker process: until the server hangs up, or it has to leave."""
     _become_worker()
+    with contextlib.suppress(ConnectionError):  # The server has gone.
+        _work(line, settings)
+
+
+def _work(line: socket.socket, settings: WorkerSettings) -> None:
     try:
         services = load_services(settings.sources)
     except MLBatchError as error:
-        if error.__cause__ is not None:
-            traceback.print_exception(error.__cause__)
-        line.sendall(frame(Hello([], str(error))))
+        cause = error.__cause__
+        details = "".join(traceback.format_exception(cause)) if cause is not None else ""
+        line.sendall(frame(Hello([], _sendable(str(error)), _sendable(details))))
         return
     line.sendall(frame(Hello([Described.of(one.description) for one in services.values()])))
     folder = _Folder(settings.scratch / f"worker-{os.getpid()}")

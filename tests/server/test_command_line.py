@@ -78,6 +78,7 @@ def test_nothing_to_serve() -> None:
         ("missing.py", None, "there is no such file"),
         ("broken.py", "import nothing_of_this_name", "ModuleNotFoundError: No module named"),
         ("typo.py", "def f(:", "SyntaxError"),
+        ("lines.py", "raise ValueError('one\\ntwo')", "lines.py': ValueError: one two"),
         ("quits.py", "raise SystemExit('no')", "SystemExit: no"),
         ("dies.py", "import os; os._exit(9)", "died while loading them (the worker process ended"),
         ("empty.py", "x = 1", "found no function marked with @service"),
@@ -95,11 +96,31 @@ def test_services_that_cannot_be_loaded(
         source = str(tmp_path / source)
     if content is not None:
         Path(source).write_text(content)
-    found = mlbatch("serve", "--services", source, "--port", "0", "--data-dir", str(tmp_path / "d"))
+    arguments = ["--services", source, "--workers", "3", "--port", "0"]
+    found = mlbatch("serve", *arguments, "--data-dir", str(tmp_path / "d"))
     assert found.returncode == 2
     assert found.stdout == ""
-    # Above it may stand the traceback of the services' own mistake.
+    # Above it may stand the traceback of the services' own mistake, once.
     assert words in found.stderr.splitlines()[-1]
+    assert found.stderr.count("Traceback") <= 1
+
+
+def test_two_files_of_one_name_that_publish_one_service(tmp_path: Path) -> None:
+    text = (
+        "from airflow_mlbatch.server import service\n"
+        "@service('s', '1', inputs={'x': int}, outputs={'y': int})\n"
+        "def function(x): return x\n"
+    )
+    arguments = ["--port", "0", "--data-dir", str(tmp_path / "d")]
+    for folder in ("a", "b"):
+        source = tmp_path / folder / "services.py"
+        source.parent.mkdir()
+        source.write_text(text)
+        arguments += ["--services", str(source)]
+    found = mlbatch("serve", *arguments)
+    assert_refused(found, "service 's' version '1': published twice, by ")
+    assert str(tmp_path / "a") in found.stderr
+    assert str(tmp_path / "b") in found.stderr
 
 
 def test_a_folder_that_another_server_uses(server: RunningServer) -> None:
@@ -237,6 +258,7 @@ def test_an_empty_password(tmp_path: Path) -> None:
         "--max-records=x",
         "--record-timeout=-1",
         "--host=",
+        "--services=",
         "--username=",
         "--data-dir=",
     ],

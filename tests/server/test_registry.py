@@ -61,6 +61,13 @@ def publish(function: Any = lambda x: x, **changes: Any) -> None:
     [
         ({"name": ""}, "found name ''"),
         ({"version": ".."}, "found version '..'"),
+        ({"version": 1.0}, "found version 1.0"),
+        ({"name": None}, "found name None"),
+        ({"name": "s\udc80"}, "found name 's\\udc80'"),
+        ({"name": "a\nb"}, "found name 'a\\nb'"),
+        ({"description": 5}, "found description 5, expected text"),
+        ({"inputs": {1: float}}, "inputs: found the name 1"),
+        ({"artifacts": "a.png"}, "artifacts: found 'a.png', expected a list of names"),
         ({"inputs": {"x": complex}}, "inputs, 'x': found type <class 'complex'>"),
         ({"inputs": {"x": "number"}}, "inputs, 'x': found type 'number'"),
         ({"outputs": {"": float}}, "outputs: found the name ''"),
