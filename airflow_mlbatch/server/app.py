@@ -70,6 +70,10 @@ class Limits:
     max_records: int
 
 
+class DeletedMeanwhile(Exception):
+    """An execution was deleted while its results were being read."""
+
+
 @dataclass
 class App:
     """The ASGI application.
@@ -112,7 +116,12 @@ class App:
             return
         request = Request(scope, receive)
         response = await self._answer(request)
-        await response(scope, receive, send)
+        try:
+            await response(scope, receive, send)
+        except (asyncio.CancelledError, DeletedMeanwhile):
+            # The server stops, or there is nothing to go on with: uvicorn cuts the line, so that
+            # nobody takes the reply for whole.
+            return
 
     async def _answer(self, request: Request) -> Response:
         try:
@@ -127,6 +136,9 @@ class App:
             return Refusal(429, str(error), {"retry-after": str(error.seconds)}).reply()
         except StorageError as error:
             return Refusal(507 if error.is_full else 500, str(error)).reply()
+        except asyncio.CancelledError:
+            # It took longer than the server waits when it stops.
+            return Refusal(503, "The server stops: try again later", {"retry-after": "5"}).reply()
         except BusyError:
             message = "Too many calls are waiting: try again later"
             return Refusal(503, message, {"retry-after": "1"}).reply()
@@ -284,8 +296,7 @@ class App:
             if len(taken) < len(rows):
                 break
         if status.is_terminal and position < count:
-            # Deleted meanwhile. The reply ends in the middle, so that nobody takes it for whole.
-            raise ConnectionAbortedError("the execution was deleted while it was being read")
+            raise DeletedMeanwhile
         yield b"".join(piece) + closing
 
     async def _cancel_batch(self, request: Request, names: Names) -> Response:

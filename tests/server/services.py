@@ -110,6 +110,11 @@ def _close_stdout() -> None:
     sys.stdout.close()
 
 
+def _start_and_hang() -> None:
+    Path(os.environ["STARTED_FILE"]).touch()
+    time.sleep(600)
+
+
 def _start_child() -> str:
     return str(subprocess.Popen(["sleep", "600"]).pid)
 
@@ -131,6 +136,7 @@ MOODS: dict[str, Callable[[], Any]] = {
     "fork and exit": _fork_and_exit,
     "print at once": lambda: print("at once", flush=True),
     "close stdout": _close_stdout,
+    "start and hang": _start_and_hang,
     "start a child": _start_child,
     "terminate": _terminate,
     "pool": _pool,
@@ -165,6 +171,18 @@ def count(n: int) -> int:
         Path("n.txt").write_text(str(n))
     time.sleep(0.0005)
     return n
+
+
+@service("alone", "1", inputs={"folder": str}, outputs={"others": int})
+def alone(folder: str) -> int:
+    """Tells how many others are at it at the same time."""
+    mark = Path(folder, str(os.getpid()))
+    mark.touch()
+    # Long enough for another worker to be seen, were there one.
+    time.sleep(0.03)
+    others = len(os.listdir(folder)) - 1
+    mark.unlink()
+    return others
 
 
 leaked: list[bytearray] = []

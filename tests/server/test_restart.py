@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -69,6 +70,24 @@ def test_a_signal_to_all_its_processes_at_once_fails_no_record(tmp_path: Path) -
         assert_gone(family)
         server.start()
         assert [item["errorMessage"] for item in Api(server.url).wait(path)] == [""] * 60
+
+
+def test_a_call_that_a_stop_interrupts(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    with (
+        running_server(
+            "--services", SERVICES, "--workers", "1", env={"STARTED_FILE": str(started)}
+        ) as server,
+        ThreadPoolExecutor(1) as client,
+    ):
+        api = Api(server.url)
+        reply = client.submit(api.post, "/api/moody/1", {"mood": "start and hang"})
+        while not started.exists():
+            time.sleep(0.01)
+        assert server.stop() == 0
+        assert reply.result().status_code == 503
+        assert reply.result().json()["message"] == "The server stops: try again later"
+        assert "Traceback" not in server.log.read_text()
 
 
 def test_what_a_service_starts_hears_its_signals() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
+import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -68,6 +70,24 @@ def test_a_batch_that_is_deleted_twice_at_once() -> None:
         assert sum(not lives(process) for process in workers) >= 1
         codes = [reply.result().status_code for reply in replies if reply is not first]
         assert codes == [404] * 7
+
+
+def test_a_batch_that_is_deleted_while_it_is_read() -> None:
+    with running_server("--services", SERVICES, "--workers", "1") as server:
+        api = Api(server.url)
+        path = api.start("moody", [{"mood": "print much"}] * 600)
+        api.wait(path)
+        with api.get(path, stream=True) as reply:
+            pieces = reply.iter_content(100_000)
+            next(pieces)
+            api.delete(path)
+            # What it has left behind is removed by and by.
+            with contextlib.closing(sqlite3.connect(server.data_dir / "mlbatch.sqlite")) as rows:
+                while rows.execute("SELECT 1 FROM results LIMIT 1").fetchone():
+                    time.sleep(0.01)
+            with pytest.raises(requests.exceptions.RequestException):
+                list(pieces)
+        assert "Traceback" not in server.log.read_text()
 
 
 def test_many_batches_at_once_need_little_memory() -> None:
