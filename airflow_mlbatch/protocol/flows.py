@@ -162,7 +162,7 @@ class Flows:
     """The conversations of one session: one server, one user, one pair of tokens.
 
     :param credentials: how to get a token
-    :param endpoint: the server's address, only to judge whether a redirect stays there
+    :param endpoint: the server's address, to judge whether a redirect stays there, and for errors
     """
 
     def __init__(
@@ -684,7 +684,9 @@ class Flows:
         """The error that an answer means, in one sentence with the server's own words."""
         route, where = request.route, _named(request)
         if isinstance(answer, Lost):
-            text = f"{where}: {answer.reason}"
+            # Nobody answered, so that the address is what has to be looked at.
+            at = "" if "://" in request.target else f" at {self._endpoint.rstrip('/')}"
+            text = f"{where}{at}: {answer.reason}"
             if route is routes.START_BATCH and answer.was_sent:
                 return SubmissionUnknownError(f"{text}; {_MAYBE_STARTED}")
             return ConnectionLostError(text)

@@ -94,6 +94,10 @@ class Talk:
     policy: Policy = field(default_factory=lambda: Policy(chance=lambda: 1.0))
     endpoint: dict[str, Any] = field(default_factory=dict)
 
+    def without_port(self, text: str) -> str:
+        """A sentence as it is the same for every server: ``GET /status at URL: …``."""
+        return text.replace(f" at {self.url.rstrip('/')}:", " at URL:")
+
     def hold(self, driver: DriverName, *says: Callable[[Flows], Flow[Any]]) -> Outcome:
         """Run flows of one session one after another; the outcome is that of the last one."""
         flows = Flows(self.credentials, self.url, self.policy)
@@ -101,7 +105,8 @@ class Talk:
         clock, reports, secrets = Clock(), [], []
 
         def note(report: Report) -> None:
-            reports.append((str(report.status) if report.status else None, report.problem))
+            problem = self.without_port(report.problem) if report.problem else None
+            reports.append((str(report.status) if report.status else None, problem))
 
         def run_blocking() -> Any:
             talker = BlockingDriver(endpoint, secrets.append)
@@ -128,7 +133,7 @@ class Talk:
         return Outcome(
             value=value,
             error=type(error) if error else None,
-            text=str(error) if error else "",
+            text=self.without_port(str(error)) if error else "",
             waits=tuple(clock.waits),
             sent=tuple(clock.sent),
             reports=tuple(reports),

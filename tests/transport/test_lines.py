@@ -96,7 +96,7 @@ def test_nobody_listens(driver: DriverName) -> None:
     outcome = Talk(url, policy=PATIENCE).hold(driver, server_status)
 
     assert outcome.error is ConnectionLostError
-    assert outcome.text == "POST /login: connection refused"
+    assert outcome.text == "POST /login at URL: connection refused"
     assert outcome.sent == ("POST /login",) * 4
 
 
@@ -115,7 +115,7 @@ def test_a_host_that_is_not_known(driver: DriverName) -> None:
     outcome = Talk("http://nowhere.invalid:12800", policy=PATIENCE).hold(driver, server_status)
 
     assert outcome.error is ConnectionLostError
-    assert outcome.text == "POST /login: the host name is not known"
+    assert outcome.text == "POST /login at URL: the host name is not known"
 
 
 # --- redirects -----------------------------------------------------------------------------------
@@ -676,7 +676,7 @@ def test_a_proxy_that_refuses(driver: DriverName, monkeypatch: pytest.MonkeyPatc
         outcome = talk.hold(driver, server_status)
 
     assert outcome.error is ConnectionLostError
-    assert outcome.text == "POST /login: the proxy refused the connection"
+    assert outcome.text == "POST /login at URL: the proxy refused the connection"
 
 
 def test_hosts_may_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def test_a_certificate_that_nobody_vouches_for(driver: DriverName, tls: ssl.SSLC
         outcome = Talk(server.url).hold(driver, server_status)
 
     assert outcome.error is ConnectionLostError
-    assert outcome.text == "POST /login: TLS failed (unable to get local issuer certificate)"
+    assert outcome.text == "POST /login at URL: TLS failed (unable to get local issuer certificate)"
     assert outcome.sent == ("POST /login",)
     assert server.requests == []
 
@@ -222,7 +222,7 @@ def test_tls_to_a_server_that_speaks_none(driver: DriverName) -> None:
         outcome = talk.hold(driver, server_status)
 
     assert outcome.error is ConnectionLostError
-    assert outcome.text.startswith("POST /login: ")
+    assert outcome.text.startswith("POST /login at URL: ")
 
 
 @both
