@@ -53,7 +53,8 @@ class Route:
     def path(self, **values: str | int) -> str:
         """Fill the template, each value quoted as one segment.
 
-        :raises InputError: for a value that cannot be a path segment (empty, ``.`` or ``..``)
+        :raises InputError: for a value that cannot be a path segment (missing, empty, ``.`` or
+            ``..``); names the argument
         """
         return self.template.format_map(
             {key: _segment(key, value) for key, value in values.items()}
@@ -82,14 +83,29 @@ class Route:
 
 
 def _segment(key: str, value: str | int) -> str:
-    text = str(value)
+    name, text = _ARGUMENTS.get(key, key), str(value)
+    # "None" is what a template makes of it.
+    if key == "executionId" and text in ("None", ""):
+        raise InputError(
+            f"{name}: found {value!r}, expected the id of a batch; "
+            "a table without records has none when on_empty='succeed'"
+        )
     # HTTP clients fold "." and ".." into the path, quoted or not: such a name cannot be asked for.
-    if text in ("", ".", ".."):
-        raise InputError(f"{key}: found {text!r}, expected a name that can stand in a URL")
+    if value is None or text in ("", ".", ".."):
+        raise InputError(f"{name}: found {value!r}, expected a name that can stand in a URL")
     try:
         return quote(text, safe="")
     except UnicodeEncodeError:
-        raise InputError(f"{key}: found {text!r}, expected valid Unicode text") from None
+        raise InputError(f"{name}: found {text!r}, expected valid Unicode text") from None
+
+
+# What callers know the placeholders as.
+_ARGUMENTS = {
+    "name": "service_name",
+    "version": "service_version",
+    "executionId": "execution_id",
+    "fileName": "file_name",
+}
 
 
 LOGIN = Route("login", "POST", "/login", is_open=True)

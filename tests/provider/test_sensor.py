@@ -113,6 +113,15 @@ def test_a_batch_that_is_gone_fails_at_once(context: dict[str, Any], mode: str) 
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("found", [None, "None", ""])
+def test_an_id_that_is_none_is_said_to_be_one(
+    context: dict[str, Any], mode: str, found: Any
+) -> None:
+    with pytest.raises(AirflowFailException, match="execution_id: found .* on_empty='succeed'"):
+        run_to_its_end(lambda: sensor_for(found, mode), context)
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_a_batch_that_goes_while_watched_fails(
     hook: MLBatchHook, context: dict[str, Any], mode: str
 ) -> None:

@@ -654,12 +654,22 @@ def test_what_a_client_fills_in_a_server_finds(route: Any, name: str) -> None:
     assert match(route.method, path) == (route, dict.fromkeys(keys, name))
 
 
+# Errors speak of what the caller gave, whatever the Swagger documents call it.
+ARGUMENTS = {
+    "name": "service_name",
+    "version": "service_version",
+    "executionId": "execution_id",
+    "fileName": "file_name",
+}
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "\ud800"])
 def test_names_that_cannot_stand_in_an_address(name: str) -> None:
     for route in ROUTES:
         keys = [part[1:-1] for part in route.template.split("/") if part.startswith("{")]
         for key in keys:
-            with pytest.raises(InputError, match=f"^{key}: found "):
+            argument = ARGUMENTS.get(key, key)
+            with pytest.raises(InputError, match=f"^{argument}: found "):
                 route.path(**{**dict.fromkeys(keys, "x"), key: name})
 
 
