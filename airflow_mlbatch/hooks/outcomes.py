@@ -13,7 +13,13 @@ from typing import Any
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_mlbatch import errors
-from airflow_mlbatch.errors import BatchFailedError, ContractError, MLBatchError
+from airflow_mlbatch.errors import (
+    AnswerError,
+    BatchFailedError,
+    ContractError,
+    InputError,
+    MLBatchError,
+)
 from airflow_mlbatch.protocol.results import BatchStatus
 from airflow_mlbatch.protocol.states import BatchState
 
@@ -26,9 +32,12 @@ def airflow_errors() -> Iterator[None]:
     try:
         yield
     except MLBatchError as error:
-        if error.is_permanent:
-            raise AirflowFailException(str(error)) from error
-        raise
+        if not error.is_permanent:
+            raise
+        if isinstance(error, InputError | AnswerError):
+            # Its sentence says all: pages of our own code would only hide it in the task's log.
+            error = error.with_traceback(None)
+        raise AirflowFailException(str(error)) from error
 
 
 def checked(execution_id: str, status: BatchStatus) -> BatchStatus:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator
@@ -20,6 +20,7 @@ from airflow_mlbatch.operators.rendered import (
     as_kept_columns,
     as_list,
     as_row_range,
+    as_seconds,
     as_whole_number,
 )
 
@@ -116,7 +117,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
     :param rescore_failed: how often the failed records are scored again, in a batch of their own,
         before they are judged
     :param parallel_count: how many records the server may score at once when it does so
-    :param poll_interval: seconds between polls then
+    :param poll_interval: seconds (or a ``timedelta``) between polls then
     :param max_xcom_records: most records that may go through XCom
     :param mlbatch_conn_id: connection of type ``mlbatch``
     """
@@ -171,7 +172,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         rejects_conn_id: str | None = None,
         rescore_failed: int = 0,
         parallel_count: int = 10,
-        poll_interval: float = 5.0,
+        poll_interval: float | timedelta = 5.0,
         max_xcom_records: int = 10_000,
         mlbatch_conn_id: str = MLBatchHook.default_conn_name,
         **kwargs: Any,
@@ -201,7 +202,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         self.mlbatch_conn_id = mlbatch_conn_id
         self._rescoring_id: str | None = None
         # The arguments as execute() understood them.
-        self._tries, self._parallel = 0, 1
+        self._tries, self._parallel, self._pause = 0, 1, 5.0
         self._rows: tuple[int, int | None] | None = None
         self._ids: list[str] = []
         self._kept: Any = "all"
@@ -247,6 +248,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         is_spread(self.data_frames)
         self._tries = as_whole_number("rescore_failed", self.rescore_failed)
         self._parallel = as_whole_number("parallel_count", self.parallel_count, least=1)
+        self._pause = as_seconds("poll_interval", self.poll_interval)
         self._rows = as_row_range(self.row_range)
         self._ids = as_list(self.id_columns, of=str) if self.id_columns else []
         self._kept = as_kept_columns(self.keep_columns)
@@ -400,7 +402,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
             store.set(_RESCORING_KEY, execution_id)
         rescored.execution_ids.append(execution_id)
         try:
-            status = self.hook.watch_batch(*named, execution_id, poll_interval=self.poll_interval)
+            status = self.hook.watch_batch(*named, execution_id, poll_interval=self._pause)
             checked(execution_id, status)
             records: list[RecordResult] = []
             self._read(

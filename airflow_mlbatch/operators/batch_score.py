@@ -20,7 +20,7 @@ from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors, checked, status_of_event
 from airflow_mlbatch.links import BatchExecutionLink, BatchTask
 from airflow_mlbatch.operators.locations import location
-from airflow_mlbatch.operators.rendered import as_row_range
+from airflow_mlbatch.operators.rendered import as_row_range, as_seconds
 from airflow_mlbatch.operators.submission import (
     STORE_KEY,
     OnAmbiguousSubmission,
@@ -72,8 +72,8 @@ class BatchScoreOperator(BatchTask, BaseOperator):
     :param parallel_count: how many records the server may score at once
     :param wait_for_completion: return only when the batch is complete
     :param deferrable: wait in the triggerer; without ``wait_for_completion`` there is nothing to defer
-    :param poll_interval: seconds between polls while waiting
-    :param timeout: seconds from the submission, across retries, until the batch is cancelled and the
+    :param poll_interval: seconds (or a ``timedelta``) between polls while waiting
+    :param timeout: seconds (or a ``timedelta``) from the submission, across retries, until the batch is cancelled and the
         task fails; ``None`` for no limit
     :param cancel_on_kill: cancel the batch when a user kills, clears or marks the task while it runs
         or is deferred (deferred: Airflow 3.3)
@@ -114,7 +114,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         parallel_count: int = PARALLEL_COUNT,
         wait_for_completion: bool = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        poll_interval: float = 30.0,
+        poll_interval: float | timedelta = 30.0,
         timeout: float | timedelta | None = None,
         cancel_on_kill: bool = True,
         durable: bool = True,
@@ -142,6 +142,9 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         self.on_ambiguous_submission = on_ambiguous_submission
         self.mlbatch_conn_id = mlbatch_conn_id
         self.execution_id: str | None = None
+        # The arguments as execute() understood them.
+        self._pause = 30.0
+        self._limit: float | None = None
 
     def execute(self, context: Context) -> str | None:
         """Start the batch, and wait for it if asked to."""
@@ -193,6 +196,14 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         for field, (found, expected) in choices.items():
             if found not in expected:
                 raise InputError(f"{field}: found {found!r}, expected one of {', '.join(expected)}")
+        if self.input_path is None:
+            of_a_table = {"columns": self.columns, "row_range": as_row_range(self.row_range)}
+            for field, given in of_a_table.items():
+                if given is not None:
+                    raise InputError(f"input_path: found nothing, expected the table for {field}")
+        # What waits must be right before there is something to wait for.
+        self._pause = as_seconds("poll_interval", self.poll_interval)
+        self._limit = None if self.timeout is None else as_seconds("timeout", self.timeout)
 
     def _parallel_count(self) -> int:
         try:
@@ -289,7 +300,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
                     self.service_name,
                     self.service_version,
                     submitted.execution_id,
-                    poll_interval=self.poll_interval,
+                    poll_interval=self._pause,
                     deadline=deadline,
                     on_report=self._log_report,
                 )
@@ -304,7 +315,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             service_version=self.service_version,
             execution_id=execution_id,
             mlbatch_conn_id=self.mlbatch_conn_id,
-            poll_interval=self.poll_interval,
+            poll_interval=self._pause,
             deadline=deadline,
             cancel_on_kill=self.cancel_on_kill,
         )
@@ -325,11 +336,8 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         Airflow does not enforce ``execution_timeout`` while a task is deferred, so it is part of it.
         """
         deadlines = {}
-        if self.timeout is not None:
-            seconds = self.timeout
-            if isinstance(seconds, timedelta):
-                seconds = seconds.total_seconds()
-            deadlines["timeout"] = submitted_at + seconds
+        if self._limit is not None:
+            deadlines["timeout"] = submitted_at + self._limit
         if self.deferrable and self.execution_timeout is not None:
             deadlines["execution_timeout"] = started_at + self.execution_timeout.total_seconds()
         if not deadlines:

@@ -10,6 +10,8 @@ import os
 import posixpath
 from typing import TYPE_CHECKING, Any
 
+from airflow_mlbatch.errors import DatasetError
+
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
@@ -21,10 +23,19 @@ def location(path: str, conn_id: str | None = None) -> ObjectStoragePath:
 
     :param path: a local path or a URL of any file system that Airflow's ``ObjectStoragePath`` opens
     :param conn_id: the connection of that file system
+    :raises DatasetError: its file system cannot be opened: mostly, its provider is not installed
     """
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-    return ObjectStoragePath(path, conn_id=conn_id)
+    try:
+        place = ObjectStoragePath(path, conn_id=conn_id)
+        _ = place.fs
+    except (ValueError, ImportError) as error:
+        raise DatasetError(
+            f"{path}: its file system cannot be opened ({error}); s3:// needs airflow-mlbatch[s3], "
+            "abfs:// needs airflow-mlbatch[azure], any other its own provider"
+        ) from None
+    return place
 
 
 def comparable(path: Any) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 from airflow_mlbatch.errors import InputError
 
-__all__ = ["as_kept_columns", "as_list", "as_row_range", "as_whole_number"]
+__all__ = ["as_kept_columns", "as_list", "as_row_range", "as_seconds", "as_whole_number"]
 
 
 def as_whole_number(name: str, found: Any, *, least: int = 0) -> int:
@@ -29,6 +30,22 @@ def as_whole_number(name: str, found: Any, *, least: int = 0) -> int:
     if isinstance(number, bool) or not isinstance(number, int) or number < least:
         raise InputError(f"{name}: found {found!r:.80}, expected a whole number from {least} on")
     return number
+
+
+def as_seconds(name: str, found: Any) -> float:
+    """A time above 0 in seconds, also as text or as a ``timedelta``.
+
+    :raises InputError: it is something else
+    """
+    if isinstance(found, timedelta):
+        found = found.total_seconds()
+    try:
+        seconds = float("nan") if isinstance(found, bool) else float(found)
+    except (TypeError, ValueError):
+        seconds = float("nan")
+    if not 0 < seconds < float("inf"):
+        raise InputError(f"{name}: found {found!r:.80}, expected a number of seconds above 0")
+    return seconds
 
 
 def as_list(found: Any, *, of: type | tuple[type, ...] = object) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import TaskGroup, task_group
@@ -37,24 +38,28 @@ class BatchScoreTaskGroup(TaskGroup):
     :param service_name: a published service; as the next, also from ``default_args``
     :param service_version: its version
     :param input_path: the table
+    :param input_conn_id: the connection of the table's storage
+    :param input_format: of the table, where its name does not tell
     :param output_path: the folder of the scored dataset
+    :param output_conn_id: the connection of its storage
     :param records_per_batch: most records of a shard; memory grows with it
     :param max_active_batches: most batches at once in one run; Airflow counts waiting (deferred)
         ones since 3.3, before that only those that are being started
-    :param format: of the parts
+    :param format: of the parts: ``parquet``, ``csv``, ``tsv`` or ``jsonl``
     :param columns: the table's column for an input, where their names differ
     :param keep_columns: ``"all"`` columns of the input, a list of them, or ``None``
     :param id_columns: columns of the input that come first
     :param data_frames: outputs of type data.frame: ``columns`` for frames of one row, ``nested`` to
         keep them whole, ``auto`` to go by the first ones of each shard
     :param max_failed_records: a count, or a fraction of the records of the whole table
-    :param rejects_path: a folder for the failed rows
+    :param rejects_path: a folder for the failed rows, with their inputs and errors
+    :param rejects_conn_id: the connection of its storage
     :param rescore_failed: how often failed records are scored again before they are judged
     :param on_empty: what to do about a table without rows: ``skip``, ``fail`` or ``succeed``
     :param parallel_count: how many records of a batch the server may score at once
     :param deferrable: wait for the batches in the triggerer
-    :param poll_interval: seconds between polls
-    :param timeout: seconds from its submission until a batch is cancelled and its task fails
+    :param poll_interval: seconds (or a ``timedelta``) between polls
+    :param timeout: seconds (or a ``timedelta``) from its submission until a batch is cancelled and its task fails
     :param cleanup: delete the batches on the server at the end, also when the run failed
     :param mlbatch_conn_id: connection of type ``mlbatch``; ``mlbatch_default`` unless given
     :param task_args: arguments for all tasks of the group (``retries``, ``pool``, …)
@@ -85,8 +90,8 @@ class BatchScoreTaskGroup(TaskGroup):
         on_empty: OnEmpty = "skip",
         parallel_count: int = PARALLEL_COUNT,
         deferrable: bool = True,
-        poll_interval: float = 30.0,
-        timeout: float | None = None,
+        poll_interval: float | timedelta = 30.0,
+        timeout: float | timedelta | None = None,
         cleanup: bool = False,
         mlbatch_conn_id: str | None = None,
         task_args: Mapping[str, Any] | None = None,

@@ -107,6 +107,14 @@ def test_templates_are_rendered(hook: MLBatchHook, context: dict[str, Any]) -> N
         ({"records": [{"x": 1}], "service_name": "unknown"}, "unknown"),
         ({"input_path": "/nowhere/at/all.csv"}, "/nowhere/at/all.csv"),
         ({"input_path": "/nowhere/table.xlsx"}, "expected a name that ends in"),
+        (
+            {"input_path": "nowhere://bucket/table.csv"},
+            r"nowhere://bucket/table\.csv: its file system cannot be opened \(.*airflow-mlbatch\[s3\]",
+        ),
+        ({"records": [{"x": 1}], "columns": {"x": "y"}}, "expected the table for columns"),
+        ({"records": [{"x": 1}], "row_range": (0, 1)}, "expected the table for row_range"),
+        ({"records": [{"x": 1}], "service_name": None}, "service_name: found None"),
+        ({"records": [{"x": 1}], "service_version": ""}, "service_version: found ''"),
     ],
 )
 def test_wrong_input_fails_for_good(
@@ -117,6 +125,70 @@ def test_wrong_input_fails_for_good(
         score(**kwargs).execute(context)
     assert hook.list_batch_executions("double", "1") == before
     assert context["task_state_store"].texts == {}
+
+
+@pytest.mark.parametrize("columns", [["x"], "{'x': 'power'}"])
+def test_columns_that_are_no_dict(context: dict[str, Any], tmp_path: Path, columns: Any) -> None:
+    (tmp_path / "t.csv").write_text("x\n1\n")
+    operator = score(input_path=str(tmp_path / "t.csv"), columns=columns)
+    with pytest.raises(AirflowFailException, match="^columns: found .*, expected a dict of"):
+        operator.execute(context)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("poll_interval", 0),
+        ("poll_interval", -1),
+        ("poll_interval", "soon"),
+        ("timeout", "1h"),
+        ("timeout", timedelta(0)),
+        ("timeout", True),
+    ],
+)
+def test_times_are_looked_at_before_anything_is_sent(
+    hook: MLBatchHook, context: dict[str, Any], name: str, found: Any
+) -> None:
+    before = hook.list_batch_executions("double", "1")
+    operator = BatchScoreOperator(
+        task_id="score",
+        service_name="double",
+        service_version="1",
+        records=[{"x": 1}],
+        wait_for_completion=True,
+        **{name: found},
+    )
+    with pytest.raises(AirflowFailException, match=f"^{name}: found .*, expected a number of sec"):
+        operator.execute(context)
+    assert hook.list_batch_executions("double", "1") == before
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_times_may_be_timedeltas(context: dict[str, Any], deferrable: bool) -> None:
+    operator = BatchScoreOperator(
+        task_id="score",
+        service_name="slow",
+        service_version="1",
+        records=[{"x": 1, "seconds": 0.3}],
+        wait_for_completion=True,
+        deferrable=deferrable,
+        poll_interval=timedelta(seconds=0.05),
+        timeout=timedelta(minutes=1),
+    )
+    if not deferrable:
+        assert operator.execute(context) is not None
+        return
+    with pytest.raises(TaskDeferred) as deferred:
+        operator.execute(context)
+    assert deferred.value.trigger.poll_interval == 0.05
+    json.dumps(deferred.value.trigger.serialize())
+
+
+def test_the_log_of_a_mistake_does_not_show_our_code(context: dict[str, Any]) -> None:
+    with pytest.raises(AirflowFailException) as caught:
+        score().execute(context)
+    assert caught.value.__cause__ is not None
+    assert caught.value.__cause__.__traceback__ is None
 
 
 def test_an_empty_table_is_a_decision(context: dict[str, Any], tmp_path: Path) -> None:
