@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import importlib.resources
 import json
+import re
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from importlib.metadata import distribution, entry_points
 from pathlib import Path
 
@@ -198,6 +200,22 @@ def test_entry_points_lead_to_functions() -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert (PACKAGE / "py.typed").is_file()
+
+
+def test_the_source_distribution_holds_what_building_and_testing_need() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = project.partition("[tool.hatch.build.targets.sdist]")[2].partition("]")[0]
+    # hatch adds these by itself.
+    held = {*re.findall(r'"/([^"]+)"', section), "pyproject.toml", "README.md", "LICENSE", "NOTICE"}
+    tools = [ROOT / "Makefile", ROOT / ".ci" / "run", *(ROOT / "scripts").iterdir()]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in tools)
+    needed = {path.name for path in ROOT.iterdir() if path.name in text}
+    assert {"constraints.txt", "constraints-floor.txt", "scripts", "tests"} <= needed
+    # What tools leave behind is ignored by git, and so by hatch.
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").replace("/", "").split()
+    assert {
+        name for name in needed - held if not any(fnmatch(name, pattern) for pattern in ignored)
+    } <= {".git"}
 
 
 def check_changelog(root: Path) -> subprocess.CompletedProcess[str]:
