@@ -7,16 +7,19 @@ cannot be used is said in one line on stderr, with exit code 2.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from airflow_mlbatch import __version__
 from airflow_mlbatch.errors import MLBatchError
 
 __all__ = ["main"]
+
+N = TypeVar("N", int, float)
 
 _MIB = 1024 * 1024
 
@@ -55,7 +58,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     serve.set_defaults(run=_serve, command="serve")
     option = serve.add_argument
-    option("--demo", action="store_true", help="serve the built-in mtService and TxService")
+    option("--demo", action="store_true", help="serve the built-in services of the demonstration")
     option(
         "--services",
         type=_word,
@@ -269,36 +272,32 @@ def _word(text: str) -> str:
 
 def _folder(text: str) -> Path:
     if not text:
-        raise argparse.ArgumentTypeError("found nothing, expected the path of a folder")
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected the path of a folder")
     return Path(text)
 
 
 def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"found {text}, expected a whole number from 0")
-    return number
+    return _checked(text, int, lambda number: number >= 0, "a whole number from 0")
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected a whole number from 1")
-    return number
+    return _checked(text, int, lambda number: number >= 1, "a whole number from 1")
 
 
 def _port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"found {text}, expected a port from 0 to 65535")
-    return number
+    return _checked(text, int, lambda number: 0 <= number <= 65535, "a port from 0 to 65535")
 
 
 def _seconds(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"found {text}, expected seconds from 0")
-    return number
+    return _checked(text, float, lambda number: 0 <= number < float("inf"), "seconds from 0")
+
+
+def _checked(text: str, kind: Callable[[str], N], fits: Callable[[N], bool], expected: str) -> N:
+    with contextlib.suppress(ValueError):
+        number = kind(text)
+        if fits(number):
+            return number
+    raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}")
 
 
 if __name__ == "__main__":

@@ -251,22 +251,27 @@ def test_an_empty_password(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "option",
+    ("option", "expected"),
     [
-        "--workers=0",
-        "--port=70000",
-        "--max-records=x",
-        "--record-timeout=-1",
-        "--host=",
-        "--services=",
-        "--username=",
-        "--data-dir=",
+        ("--workers=0", "a whole number from 1"),
+        ("--port=70000", "a port from 0 to 65535"),
+        ("--port=http", "a port from 0 to 65535"),
+        ("--max-records=x", "a whole number from 1"),
+        ("--max-worker-growth=1.5", "a whole number from 0"),
+        ("--record-timeout=-1", "seconds from 0"),
+        ("--record-timeout=nan", "seconds from 0"),
+        ("--host=", "some text"),
+        ("--services=", "some text"),
+        ("--username=", "some text"),
+        ("--data-dir=", "the path of a folder"),
     ],
 )
-def test_a_value_that_makes_no_sense(option: str) -> None:
+def test_a_value_that_makes_no_sense(option: str, expected: str) -> None:
     found = mlbatch("serve", "--demo", option)
     assert found.returncode == 2
-    assert option.partition("=")[0] in found.stderr
+    name, _, value = option.partition("=")
+    last = found.stderr.splitlines()[-1]
+    assert last == f"mlbatch serve: error: argument {name}: found {value!r}, expected {expected}"
 
 
 def test_services_from_a_module_beside_the_caller(
