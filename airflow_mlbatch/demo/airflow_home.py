@@ -14,6 +14,8 @@ import sys
 from importlib import resources
 from pathlib import Path
 
+from airflow_mlbatch.errors import InputError, MLBatchError
+
 __all__ = ["DemoHome"]
 
 
@@ -28,6 +30,18 @@ class DemoHome:
         self.data = self.folder / "data"
         self.log = self.folder / "airflow.log"
         self.scored = self.data / "scored"
+
+    def make(self) -> None:
+        """Make the folder where there is none.
+
+        :raises InputError: it cannot be made or written
+        """
+        try:
+            self.data.mkdir(parents=True, exist_ok=True)
+            with self.log.open("ab"):
+                pass
+        except OSError as error:
+            raise InputError(f"folder: {self.folder} cannot be used: {error}") from None
 
     def prepare(self) -> None:
         """Lay out the example tables, and remove the results of an earlier demonstration."""
@@ -59,14 +73,14 @@ class DemoHome:
     def migrate(self, environment: dict[str, str]) -> None:
         """Make Airflow's database, or bring it up to date.
 
-        :raises subprocess.CalledProcessError: see the log
+        :raises MLBatchError: names the log that tells why not
         """
         self._run_airflow(environment, "db", "migrate")
 
     def keep_connection(self, environment: dict[str, str], url: str, password: str) -> None:
         """Write the connection to Airflow's database, where its pages show it.
 
-        :raises subprocess.CalledProcessError: see the log
+        :raises MLBatchError: names the log that tells why not
         """
         # Through a file of our own: what stands on a command line, everybody on the machine reads.
         file = self.folder / "connections.json"
@@ -79,14 +93,17 @@ class DemoHome:
 
     def _run_airflow(self, environment: dict[str, str], *command: str) -> None:
         with self.log.open("ab") as log:
-            subprocess.run(
+            done = subprocess.run(
                 [sys.executable, "-m", "airflow", *command],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                check=True,
+                check=False,
             )
+        if done.returncode != 0:
+            told = f"airflow {command[0]} {command[1]} ended with exit code {done.returncode}"
+            raise MLBatchError(f"{told}; its whole log: {self.log}")
 
 
 def _connection(url: str, password: str) -> dict[str, object]:

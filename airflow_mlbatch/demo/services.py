@@ -11,10 +11,12 @@ from __future__ import annotations
 import csv
 import functools
 from importlib import resources
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.server import service
 
 if TYPE_CHECKING:
@@ -28,6 +30,10 @@ ANSWER = "answer.csv"
 # Three of the 32 cars are heavier.
 MOST_WEIGHT = 5.0
 _MOST_STEPS = 50
+
+if find_spec("matplotlib") is None:
+    # Said once, when the server starts, and not by each record that wants its picture.
+    raise InputError("the demonstration needs matplotlib: pip install 'airflow-mlbatch[demo]'")
 
 
 def _cars() -> dict[str, Array]:

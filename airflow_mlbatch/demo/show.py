@@ -20,9 +20,11 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from airflow_mlbatch.demo.airflow_home import DemoHome, examples_folder
+from airflow_mlbatch.errors import InputError
 
 __all__ = ["run_demo", "run_ui"]
 
@@ -41,13 +43,17 @@ _STARTING = re.compile(r"\[DAG TEST\] starting task_id=(\S+)")
 _TOLD = re.compile(
     r"\] +((?:started )?execution [^\[]*?|wrote [^\[]*?|downloaded [^\[]*?) +\[airflow"
 )
+# The last line of a traceback.
+_FAILED = re.compile(r"^[\w.]*(?:Error|Exception): (.+)")
 
 
 def run_demo(folder: Path) -> int:
     """Run the main job and show it; returns the exit code.
 
     :param folder: where everything goes; an earlier demonstration's results are replaced
+    :raises MLBatchError: the folder cannot be used, or a process of the demonstration did not start
     """
+    _go_past_proxies()
     with suppress(KeyboardInterrupt), _interruptible():
         return _run_demo(folder)
     return _INTERRUPTED
@@ -56,10 +62,11 @@ def run_demo(folder: Path) -> int:
 def _run_demo(folder: Path) -> int:
     console = Console(highlight=False, soft_wrap=True)
     home = DemoHome(folder)
-    home.prepare()
+    home.make()
     password = secrets.token_urlsafe(16)
     console.rule("airflow-mlbatch: from a table to its scores")
     with _server(home, password) as url:
+        home.prepare()
         console.print(f"scoring server   {url} (mtService v1.0.0, fitted on mtcars)")
         environment = home.environment(url, password)
         console.print(f"Airflow          {environment['AIRFLOW_HOME']}")
@@ -77,15 +84,18 @@ def run_ui(folder: Path, port: int) -> int:
     """Open Airflow with the examples; runs until it is interrupted.
 
     :param port: of Airflow's pages
+    :raises MLBatchError: the folder cannot be used, or a process of the demonstration did not start
     """
+    _go_past_proxies()
     console = Console(highlight=False, soft_wrap=True)
     if not _is_free(port):
         console.print(f"port: found {port} in use, expected a free one; choose it with --port")
         return 1
     home = DemoHome(folder)
-    home.prepare()
+    home.make()
     password = secrets.token_urlsafe(16)
     with suppress(KeyboardInterrupt), _interruptible(), _server(home, password) as url:
+        home.prepare()
         console.print(f"scoring server   {url}")
         console.print(f"log              {home.log}")
         console.print("Airflow          starting, which takes half a minute; Ctrl-C ends both")
@@ -172,7 +182,12 @@ def _interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
     numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    # One that is ignored was meant to be: nohup, for one, outlives its terminal.
+    before = {
+        number: signal.signal(number, interrupt)
+        for number in numbers
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:
@@ -180,9 +195,19 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _go_past_proxies() -> None:
+    """All servers of the demonstration are on this machine, which no proxy reaches."""
+    for name in ("NO_PROXY", "no_proxy"):
+        kept = os.environ.get(name)
+        os.environ[name] = ",".join(filter(None, (kept, "127.0.0.1", "localhost")))
+
+
 @contextmanager
 def _server(home: DemoHome, password: str) -> Iterator[str]:
-    """The scoring server as a process of its own, on a free port; yields its address."""
+    """The scoring server as a process of its own, on a free port; yields its address.
+
+    It keeps other servers, and so other demonstrations, off the folder.
+    """
     server = subprocess.Popen(
         [
             *(sys.executable, "-m", "airflow_mlbatch.cli", "serve", "--demo", "--port", "0"),
@@ -200,7 +225,10 @@ def _server(home: DemoHome, password: str) -> Iterator[str]:
             if ready:
                 yield ready.group(1)
                 return
-        raise RuntimeError(f"the scoring server ended with exit code {server.wait()}")
+        raise InputError(
+            f"the scoring server ended with exit code {server.wait()}, its words are above; where "
+            "another demonstration uses the folder, end that one or choose another --folder"
+        )
     finally:
         server.terminate()
         server.wait()
@@ -217,18 +245,24 @@ def _run_dag(dag_file: Path, home: DemoHome, environment: dict[str, str], consol
         text=True,
     )
     assert process.stdout is not None
+    reason = ""
     try:
         with home.log.open("a") as log:
             for line in process.stdout:
                 log.write(line)
-                task, told = _STARTING.search(line), _TOLD.search(line)
+                task, told, failed = (each.search(line) for each in (_STARTING, _TOLD, _FAILED))
                 if task:
                     console.print(f"[bold]{task.group(1)}[/bold]")
                 elif told:
                     console.print(f"  {told.group(1).strip()}")
+                elif failed and failed.group(1) != reason:
+                    # Once, though Airflow's exception repeats the one that it comes from.
+                    reason = failed.group(1)
+                    console.print(f"  [red]{escape(reason)}[/red]")
         return process.wait() == 0
     finally:
         process.kill()
+        process.stdout.close()
 
 
 def _consume(url: str, password: str) -> float:

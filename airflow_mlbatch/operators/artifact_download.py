@@ -209,13 +209,14 @@ class ArtifactDownloadOperator(BaseOperator):
         if not files and globs:
             self.log.warning("no record has a file named %s", " or ".join(map(repr, globs)))
         byte_count = sum(file.bytes for file in files)
+        kept = len(files) - download.fetched_count
         self.log.info(
-            "downloaded %s files of %s records, %s bytes, to %s (%s were there already)",
+            "downloaded %s files of %s records, %s bytes, to %s%s",
             f"{len(files):,}",
             f"{len(indexes):,}",
             f"{byte_count:,}",
             self.dest,
-            f"{len(files) - download.fetched_count:,}",
+            f" ({kept:,} were there already)" if kept else "",
         )
         return self._summary(str(manifest), files, byte_count)
 
