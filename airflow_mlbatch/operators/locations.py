@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import posixpath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from airflow_mlbatch.errors import DatasetError
+from airflow_mlbatch.errors import DatasetError, InputError
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -23,10 +24,18 @@ def location(path: str, conn_id: str | None = None) -> ObjectStoragePath:
 
     :param path: a local path or a URL of any file system that Airflow's ``ObjectStoragePath`` opens
     :param conn_id: the connection of that file system
+    :raises InputError: the path names another connection
     :raises DatasetError: its file system cannot be opened: mostly, its provider is not installed
     """
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
+    named = urlsplit(path).netloc.rpartition("@")[0]
+    if conn_id and named not in ("", conn_id):
+        # Azure's own tools write container@account there.
+        raise InputError(
+            f"{path}: found {named!r} before the @, which Airflow takes for a connection's id, beside "
+            f"the connection {conn_id!r}; expected one of them (abfs://container/path)"
+        )
     try:
         place = ObjectStoragePath(path, conn_id=conn_id)
         _ = place.fs

@@ -111,6 +111,10 @@ def test_templates_are_rendered(hook: MLBatchHook, context: dict[str, Any]) -> N
             {"input_path": "nowhere://bucket/table.csv"},
             r"nowhere://bucket/table\.csv: its file system cannot be opened \(.*airflow-mlbatch\[s3\]",
         ),
+        (
+            {"input_path": "abfs://lake@account/t.csv", "input_conn_id": "azure_lake"},
+            "found 'lake' before the @, .* beside the connection 'azure_lake'",
+        ),
         ({"records": [{"x": 1}], "columns": {"x": "y"}}, "expected the table for columns"),
         ({"records": [{"x": 1}], "row_range": (0, 1)}, "expected the table for row_range"),
         ({"records": [{"x": 1}], "service_name": None}, "service_name: found None"),
