@@ -48,8 +48,12 @@ class Endpoint:
                 # An empty password, or OpenSSL would ask for one on the terminal and wait.
                 context.load_cert_chain(self.client_cert, self.client_key, password="")
         except OSError as error:
+            # OpenSSL does not tell which file it means.
+            given = (self.verify, self.client_cert, self.client_key)
+            files = ", ".join(repr(each) for each in given if isinstance(each, str))
             raise ConnectionConfigError(
                 f"verify, client_cert or client_key: cannot read the certificate: {error}"
+                f"{f' ({files})' if files else ''}"
             ) from None
         if self.verify is False:
             context.check_hostname = False

@@ -239,6 +239,7 @@ def test_files_that_are_not_there(driver: DriverName, settings: dict[str, str]) 
 
     assert outcome.error is ConnectionConfigError
     assert outcome.text.startswith("verify, client_cert or client_key: cannot read the certificate")
+    assert outcome.text.endswith(f"({next(iter(settings.values()))!r})")
 
 
 def test_a_locked_key_is_an_error_and_no_question(papers: Papers) -> None:
