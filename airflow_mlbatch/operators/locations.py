@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 __all__ = ["comparable", "location", "paths_told"]
 
 
-def location(path: str, conn_id: str | None = None) -> ObjectStoragePath:
+def location(path: Any, conn_id: str | None = None) -> ObjectStoragePath:
     """A place in storage.
 
-    :param path: a local path or a URL of any file system that Airflow's ``ObjectStoragePath`` opens
+    :param path: a local path or a URL of any file system that Airflow's ``ObjectStoragePath`` opens,
+        or such a path object
     :param conn_id: the connection of that file system
     :raises InputError: the path names another connection
     :raises DatasetError: its file system cannot be opened: mostly, its provider is not installed
     """
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-    named = urlsplit(path).netloc.rpartition("@")[0]
+    named = urlsplit(str(path)).netloc.rpartition("@")[0]
     if conn_id and named not in ("", conn_id):
         # Azure's own tools write container@account there.
         raise InputError(

@@ -470,7 +470,7 @@ CASES = [
         server_status,
         {"GET": [Raw(b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 20, pause=0.02)]},
         error=ConnectionLostError,
-        text="GET /status: no answer in time",
+        text="GET /status at URL: no answer in time",
         targets=["GET /status"] * 4,
         policy=replace(FAST, small_seconds=0.25),
     ),
