@@ -13,8 +13,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import (
+    AirflowException,
     AirflowFailException,
     AirflowSensorTimeout,
+    AirflowSkipException,
     BaseSensorOperator,
     PokeReturnValue,
     conf,
@@ -37,6 +39,8 @@ __all__ = ["BatchStateSensor"]
 # The deadline is kept inside the trigger, which can still say how far the batch came. Airflow's own
 # time-out of a deferral runs no code of ours: it only catches a trigger that is stuck.
 BACKSTOP = timedelta(minutes=10)
+# Where a retry finds when the first attempt began to wait.
+_STORE_KEY = "mlbatch_waiting"
 # A poll that fails is tried again within the same poke, and not only after a poke_interval of hours.
 _LONGEST_PAUSE = 30.0
 
@@ -54,7 +58,8 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
     :param mlbatch_conn_id: connection of type ``mlbatch``
     :param deferrable: wait in the triggerer instead of on a worker
     :param poke_interval: seconds between polls, in all modes
-    :param timeout: seconds until the sensor fails with ``AirflowSensorTimeout``
+    :param timeout: seconds until the sensor fails with ``AirflowSensorTimeout``; retries do not start
+        it anew (Airflow 3.3; before that only in reschedule mode)
     :param cancel_on_kill: cancel the execution when the deferred or running sensor is killed; off,
         because a sensor does not own the batch
     """
@@ -87,85 +92,95 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
         self.mlbatch_conn_id = mlbatch_conn_id
         self.deferrable = deferrable
         self.cancel_on_kill = cancel_on_kill
-        self._started_at: float | None = None
+        self._started_at = 0.0
+        self._since: float | None = None
 
     def execute(self, context: Context) -> Any:
         """Poll, in the way that was asked for."""
-        self._started_at = time.time()
-        if not self.deferrable:
-            return super().execute(context)
-        with airflow_errors():
-            self._link_to(self.execution_id)
-            try:
-                status = self._status()
-            except MLBatchError as error:
-                if error.is_permanent:
-                    raise
-                # The trigger forgives what may pass.
-                self.log.warning("poll of execution %s: %s", self.execution_id, error)
-                self._defer()
-        result = self._judged(status)
-        return result.xcom_value if result.is_done else self._defer()
-
-    def _defer(self) -> NoReturn:
-        timeout = timedelta(seconds=self.timeout)
-        self.defer(
-            trigger=BatchStateTrigger(
-                service_name=self.service_name,
-                service_version=self.service_version,
-                execution_id=self.execution_id,
-                mlbatch_conn_id=self.mlbatch_conn_id,
-                poll_interval=self.poke_interval,
-                deadline=time.time() + self.timeout,
-                cancel_on_kill=self.cancel_on_kill,
-            ),
-            method_name="execute_complete",
-            timeout=timeout + BACKSTOP,
-        )
-        raise AssertionError("defer does not return")
+        self._started_at, self._since = time.time(), None
+        # Airflow's own loop, for a deferrable sensor too: there it ends in the first poke, and it
+        # judges what that raises by soft_fail, never_fail and silent_fail.
+        result = super().execute(context)
+        self._forget_the_time(context)
+        return result
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """One poll; as patient with a server in trouble as the trigger is."""
+        """One poll; as patient with a server in trouble as the trigger is.
+
+        :raises TaskDeferred: the batch still runs and the sensor is deferrable
+        """
         with _sensor_errors():
             self._link_to(self.execution_id)
+            deadline, limited_by = self._deadline(context)
             try:
                 status = self._status()
             except MLBatchError as error:
                 if error.is_permanent:
                     raise
                 self.log.warning("poll of execution %s: %s", self.execution_id, error)
+                if self.deferrable:
+                    # The trigger forgives what may pass.
+                    self._defer(deadline, limited_by)
                 status = self.hook.poll_batch(
                     self.service_name,
                     self.service_version,
                     self.execution_id,
                     poll_interval=min(self.poke_interval, _LONGEST_PAUSE),
-                    deadline=self._deadline(context),
+                    deadline=deadline,
                     on_report=self._log_problem,
                 )
-        return self._judged(status)
+            self.log.info("execution %s: %s", self.execution_id, status)
+            if status.is_terminal:
+                return PokeReturnValue(is_done=True, xcom_value=self._ended(status))
+            if self.deferrable:
+                self._defer(deadline, limited_by)
+            if time.time() >= deadline:
+                # In the trigger's words: Airflow's own do not say how far the batch came.
+                raise BatchTimeoutError(
+                    f"execution {self.execution_id} is not complete at the deadline: {status}"
+                )
+        return PokeReturnValue(is_done=False)
 
-    def _status(self) -> BatchStatus:
-        return self.hook.get_batch_status(
-            self.service_name, self.service_version, self.execution_id
-        )
-
-    def _judged(self, status: BatchStatus) -> PokeReturnValue:
-        self.log.info("execution %s: %s", self.execution_id, status)
-        if not status.is_terminal:
-            return PokeReturnValue(is_done=False)
-        return PokeReturnValue(is_done=True, xcom_value=self._ended(status))
-
-    def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
+    def execute_complete(
+        self,
+        context: Context,
+        event: Any = None,
+        deadline: float | None = None,
+        limited_by: str = "timeout",
+    ) -> dict[str, Any]:
         """Judge what the trigger saw."""
-        with _sensor_errors():
-            self.execution_id, status = status_of_event(event)
-        self._link_to(self.execution_id)
-        return self._ended(status)
+        try:
+            with _sensor_errors(limited_by):
+                # First, because the link is stored again at the end, also where the task fails.
+                self._link_to(self.execution_id)
+                self.execution_id, status = status_of_event(event)
+        except MLBatchError as error:
+            # What Airflow's loop does about an error that a retry could mend.
+            if self.silent_fail:
+                self.log.warning("watching execution %s: %s", self.execution_id, error)
+                if deadline is None:
+                    deadline, limited_by = self._deadline(context)
+                self._defer(deadline, limited_by)
+            if self.never_fail:
+                raise AirflowSkipException("Skipping due to never_fail is set to True.") from error
+            raise
+        except AirflowException:
+            if limited_by == "execution_timeout":
+                self.on_kill()  # as Airflow does where it enforces it itself
+            raise
+        result = self._ended(status)
+        self._forget_the_time(context)
+        return result
 
     def on_kill(self) -> None:
         """Cancel the batch if that was asked for."""
         if self.cancel_on_kill:
             self._cancel_at_once(self.execution_id)
+
+    def _status(self) -> BatchStatus:
+        return self.hook.get_batch_status(
+            self.service_name, self.service_version, self.execution_id
+        )
 
     def _ended(self, status: BatchStatus) -> dict[str, Any]:
         try:
@@ -175,14 +190,69 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
             raise AirflowFailException(str(error)) from error
         return summary(self.execution_id, status)
 
-    def _deadline(self, context: Context) -> float:
-        """When Airflow would find the sensor too late, in epoch seconds."""
-        started_at = self._started_at
-        if self.reschedule:
-            ti: Any = context["ti"]
+    def _defer(self, deadline: float, limited_by: str) -> NoReturn:
+        self.defer(
+            trigger=BatchStateTrigger(
+                service_name=self.service_name,
+                service_version=self.service_version,
+                execution_id=self.execution_id,
+                mlbatch_conn_id=self.mlbatch_conn_id,
+                poll_interval=self.poke_interval,
+                deadline=deadline,
+                cancel_on_kill=self.cancel_on_kill,
+            ),
+            method_name="execute_complete",
+            kwargs={"deadline": deadline, "limited_by": limited_by},
+            timeout=timedelta(seconds=max(deadline - time.time(), 0.0)) + BACKSTOP,
+        )
+        raise AssertionError("defer does not return")
+
+    # --- time ------------------------------------------------------------------------------------
+
+    def _deadline(self, context: Context) -> tuple[float, str]:
+        """When the sensor is too late, in epoch seconds, and which argument says so.
+
+        Airflow does not enforce ``execution_timeout`` while a task is deferred, so it is part of it.
+        """
+        if self._since is None:
+            self._since = self._waiting_since(context)
+        deadlines = {"timeout": self._since + self.timeout}
+        if self.deferrable and self.execution_timeout is not None:
+            seconds = self.execution_timeout.total_seconds()
+            deadlines["execution_timeout"] = self._started_at + seconds
+        limited_by = min(deadlines, key=deadlines.__getitem__)
+        return deadlines[limited_by], limited_by
+
+    def _waiting_since(self, context: Context) -> float:
+        """When the task began to wait for this batch, in epoch seconds.
+
+        A retry goes on with the time of the first attempt (Airflow 3.3), a cleared task begins anew:
+        its limit of attempts has grown.
+        """
+        ti: Any = context["ti"]
+        if self._keeps_time(context):
+            store: Any = context["task_state_store"]
+            wait = {
+                "execution_id": self.execution_id,
+                "max_tries": getattr(ti, "max_tries", None),
+            }
+            left = store.get(_STORE_KEY)
+            if isinstance(left, dict) and {key: left.get(key) for key in wait} == wait:
+                return float(left["at"])
+            store.set(_STORE_KEY, {**wait, "at": self._started_at})
+        elif self.reschedule:
             first = ti.get_first_reschedule_date(context)
-            started_at = started_at if first is None else first.timestamp()
-        return (time.time() if started_at is None else started_at) + self.timeout
+            if first is not None:
+                return float(first.timestamp())
+        return self._started_at
+
+    def _forget_the_time(self, context: Context) -> None:
+        if self._keeps_time(context):
+            context["task_state_store"].delete(_STORE_KEY)
+
+    def _keeps_time(self, context: Context) -> bool:
+        """Whether there can be a retry, and a place to leave it a note."""
+        return bool(self.retries) and context.get("task_state_store") is not None
 
     def _log_problem(self, report: Report) -> None:
         if report.problem is not None:
@@ -190,12 +260,15 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
 
 
 @contextmanager
-def _sensor_errors() -> Iterator[None]:
+def _sensor_errors(limited_by: str = "timeout") -> Iterator[None]:
     """:func:`airflow_errors`, with the exception that Airflow has for a sensor's time-out."""
     try:
         with airflow_errors():
             yield
     except AirflowFailException as error:
         if isinstance(error.__cause__, BatchTimeoutError):
+            if limited_by == "execution_timeout":
+                # As when Airflow itself stops a task for it: a retry may try again.
+                raise AirflowException(f"execution_timeout: {error}") from error
             raise AirflowSensorTimeout(str(error)) from error
         raise

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from airflow.exceptions import AirflowRescheduleException
 from airflow.providers.common.compat.sdk import (
+    AirflowException,
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
@@ -20,7 +21,12 @@ from airflow.providers.common.compat.sdk import (
 )
 from airflow.triggers.base import TriggerEvent
 
-from airflow_mlbatch.errors import ConnectionLostError, ContractError
+from airflow_mlbatch.errors import (
+    ConnectionLostError,
+    ContractError,
+    ExecutionNotFoundError,
+    MLBatchError,
+)
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import event_of
 from airflow_mlbatch.protocol.results import BatchStatus
@@ -149,17 +155,121 @@ def test_a_batch_that_goes_while_watched_fails(
     timer.join()
 
 
-@pytest.mark.parametrize("soft_fail", [False, True])
-@pytest.mark.parametrize("mode", ["poke", "deferrable"])
-def test_timeout(hook: MLBatchHook, context: dict[str, Any], mode: str, soft_fail: bool) -> None:
+POLICIES = [None, "soft_fail", "never_fail", "silent_fail"]
+
+
+def skips(policy: str | None) -> bool:
+    return policy in ("soft_fail", "never_fail")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("mode", MODES)
+def test_timeout(hook: MLBatchHook, context: dict[str, Any], mode: str, policy: str | None) -> None:
     execution_id = hook.start_batch("slow", "1", {"x": [1], "seconds": [60]})
-    wanted = AirflowSkipException if soft_fail else AirflowSensorTimeout
-    with pytest.raises(wanted):
+    arguments = {policy: True} if policy else {}
+    with pytest.raises(AirflowSkipException if skips(policy) else AirflowSensorTimeout) as raised:
         run_to_its_end(
-            lambda: sensor_for(execution_id, mode, timeout=0.3, soft_fail=soft_fail), context
+            lambda: sensor_for(execution_id, mode, timeout=0.3, retries=1, **arguments), context
         )
+    told = raised.value.__cause__ if skips(policy) else raised.value
+    assert "is not complete at the deadline: 0 of 1 records, 0 %" in str(told)
     assert execution_id in hook.list_batch_executions("slow", "1"), "a sensor cancels nothing"
     hook.cancel_batch("slow", "1", execution_id)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_batch_that_is_gone_is_judged_by_the_policy(
+    context: dict[str, Any], mode: str, policy: str | None
+) -> None:
+    arguments = {policy: True} if policy else {}
+    with pytest.raises(AirflowSkipException if skips(policy) else AirflowFailException):
+        run_to_its_end(lambda: sensor_for("never-there", mode, **arguments), context)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_retry_goes_on_with_the_time_of_the_first_attempt(
+    hook: MLBatchHook, context: dict[str, Any], mode: str
+) -> None:
+    context["ti"].max_tries = 3
+    execution_id = hook.start_batch("slow", "1", {"x": [1], "seconds": [60]})
+    late: list[str] = []
+
+    def attempt(timeout: float) -> None:
+        sensor = sensor_for(execution_id, mode, timeout=timeout, retries=3)
+        real, polls = sensor._status, 0
+
+        def dies_after_one() -> BatchStatus:
+            nonlocal polls
+            polls += 1
+            if polls > 1:
+                raise KeyboardInterrupt
+            return real()
+
+        sensor._status = dies_after_one  # type: ignore[method-assign]
+        try:
+            sensor.execute(context)
+        except AirflowSensorTimeout as error:
+            late.append(str(error))
+        except TaskDeferred as deferred:
+            if deferred.trigger.deadline <= time.time():
+                late.append("the trigger has no time left")
+        except (AirflowRescheduleException, KeyboardInterrupt):
+            pass
+
+    attempt(timeout=600)
+    assert not late
+    time.sleep(0.05)
+    attempt(timeout=0.05)
+    assert len(late) == 1
+    context["ti"].max_tries = 7  # somebody has cleared the task
+    attempt(timeout=600)
+    attempt(timeout=600)
+    assert len(late) == 1
+    assert context["task_state_store"].get("mlbatch_waiting")["max_tries"] == 7
+    hook.cancel_batch("slow", "1", execution_id)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_success_forgets_when_it_began(
+    hook: MLBatchHook, context: dict[str, Any], mode: str
+) -> None:
+    execution_id = hook.start_batch("slow", "1", {"x": [1], "seconds": [0.2]})
+    run_to_its_end(lambda: sensor_for(execution_id, mode, retries=1), context)
+    assert context["task_state_store"].texts == {}
+
+
+@pytest.mark.parametrize("cancel_on_kill", [False, True])
+def test_execution_timeout_while_deferred(
+    hook: MLBatchHook, context: dict[str, Any], cancel_on_kill: bool
+) -> None:
+    """As on a worker: the attempt is over, not the wait, and only who asked for it loses the batch."""
+    execution_id = hook.start_batch("slow", "1", {"x": [1], "seconds": [60]})
+    with pytest.raises(AirflowException, match="execution_timeout: .* 0 of 1") as raised:
+        run_to_its_end(
+            lambda: sensor_for(
+                execution_id,
+                "deferrable",
+                execution_timeout=timedelta(seconds=0.3),
+                cancel_on_kill=cancel_on_kill,
+            ),
+            context,
+        )
+    assert not isinstance(raised.value, (AirflowFailException, AirflowSensorTimeout))
+    is_there = execution_id in hook.list_batch_executions("slow", "1")
+    assert is_there is not cancel_on_kill
+    hook.cancel_batch("slow", "1", execution_id)
+
+
+@pytest.mark.parametrize("error", [ConnectionLostError("reset"), ExecutionNotFoundError("gone")])
+def test_the_link_stays_where_a_deferred_wait_fails(
+    context: dict[str, Any], error: MLBatchError
+) -> None:
+    """Airflow stores it again at the end of each segment, with the operator that ran last."""
+    sensor = sensor_for("some-id", "deferrable")
+    with pytest.raises((MLBatchError, AirflowException)):
+        sensor.execute_complete(context, event_of("some-id", error))
+    assert sensor.batch_url.endswith("/api/slow/1/batch/some-id")
 
 
 def test_the_deferral_has_its_deadline_in_the_trigger(
@@ -236,14 +346,14 @@ def test_an_event_that_makes_no_sense_fails_the_task(context: dict[str, Any], ev
         sensor_for("1", "deferrable").execute_complete(context, event)
 
 
-@pytest.mark.parametrize("soft_fail", [False, True])
+@pytest.mark.parametrize("policy", [None, "soft_fail", "never_fail"])
 @pytest.mark.parametrize("mode", ["poke", "deferrable"])
 def test_a_passing_problem_is_retried_by_airflow_in_every_mode(
-    context: dict[str, Any], mode: str, soft_fail: bool
+    context: dict[str, Any], mode: str, policy: str | None
 ) -> None:
-    sensor = sensor_for("some-id", mode, soft_fail=soft_fail)
+    sensor = sensor_for("some-id", mode, **({policy: True} if policy else {}))
     lost = ConnectionLostError("connection refused")
-    with pytest.raises(ConnectionLostError):
+    with pytest.raises(AirflowSkipException if policy == "never_fail" else ConnectionLostError):
         if mode == "deferrable":
             event = event_of("some-id", lost)
             sensor.resume_execution("execute_complete", {"event": event}, context)
@@ -251,6 +361,24 @@ def test_a_passing_problem_is_retried_by_airflow_in_every_mode(
             sensor.hook.get_batch_status = _raiser(lost)  # type: ignore[method-assign]
             sensor.hook.poll_batch = _raiser(lost)  # type: ignore[method-assign]
             sensor.execute(context)
+
+
+def test_silent_fail_goes_on_waiting_until_the_deadline(
+    hook: MLBatchHook, context: dict[str, Any]
+) -> None:
+    execution_id = hook.start_batch("slow", "1", {"x": [1], "seconds": [60]})
+    with pytest.raises(TaskDeferred) as first:
+        sensor_for(execution_id, "deferrable", silent_fail=True).execute(context)
+    event = event_of(execution_id, ConnectionLostError("connection refused"))
+    for kwargs in (first.value.kwargs, {}):  # `dag.test()` loses them
+        with pytest.raises(TaskDeferred) as again:
+            sensor_for(execution_id, "deferrable", silent_fail=True).resume_execution(
+                "execute_complete", {**(kwargs or {}), "event": event}, context
+            )
+        assert again.value.trigger.execution_id == execution_id
+        if kwargs:
+            assert again.value.trigger.deadline == first.value.trigger.deadline
+    hook.cancel_batch("slow", "1", execution_id)
 
 
 def _raiser(error: Exception) -> Callable[..., Any]:
