@@ -168,13 +168,14 @@ class BatchScoreOperator(BatchTask, BaseOperator):
     ) -> str | None:
         """Judge what the trigger saw."""
         with airflow_errors():
+            if isinstance(event, dict) and isinstance(event.get("execution_id"), str):
+                # First, because the link is stored again at the end, also where the task fails.
+                self._running(event["execution_id"])
             try:
                 execution_id, status = status_of_event(event)
             except BatchTimeoutError as error:
-                self._running(event["execution_id"])
                 self._give_up(error, limited_by)
                 raise
-            self._running(execution_id)
             checked(execution_id, status)
         return self._succeeded(context)
 
@@ -348,12 +349,16 @@ class BatchScoreOperator(BatchTask, BaseOperator):
     def _give_up(self, error: BatchTimeoutError, limited_by: str) -> None:
         assert self.execution_id is not None
         told = "the batch was cancelled"
-        try:
-            self.hook.cancel_batch(self.service_name, self.service_version, self.execution_id)
-        except MLBatchError as problem:
-            # A server that is gone at the deadline must not hide that the deadline has passed.
-            told = f"the batch could not be cancelled: {problem}"
-            self.log.warning("execution %s: %s", self.execution_id, told)
+        if limited_by == "execution_timeout" and not self.cancel_on_kill:
+            # On a worker Airflow calls on_kill() then: a retry takes the batch over.
+            told = "the batch goes on"
+        else:
+            try:
+                self.hook.cancel_batch(self.service_name, self.service_version, self.execution_id)
+            except MLBatchError as problem:
+                # A server that is gone at the deadline must not hide that the deadline has passed.
+                told = f"the batch could not be cancelled: {problem}"
+                self.log.warning("execution %s: %s", self.execution_id, told)
         if limited_by == "execution_timeout":
             # As when Airflow itself stops a task for its execution_timeout: a retry may try again.
             raise AirflowException(f"execution_timeout: {error}; {told}") from error

@@ -16,8 +16,9 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-from airflow_mlbatch.errors import ConnectionLostError
+from airflow_mlbatch.errors import ConnectionLostError, ExecutionNotFoundError, MLBatchError
 from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks.outcomes import event_of
 from airflow_mlbatch.operators import BatchDeleteOperator, BatchScoreOperator
 from airflow_mlbatch.operators.submission import STORE_KEY
 from airflow_mlbatch.protocol.states import BatchState
@@ -255,6 +256,37 @@ def test_at_the_deadline_the_batch_is_cancelled(
     assert isinstance(raised.value, AirflowFailException) == (field == "timeout")
     execution_id = context["ti"].pushed["mlbatch_execution_id"]
     assert execution_id not in hook.list_batch_executions("slow", "1")
+
+
+def test_execution_timeout_leaves_the_batch_to_a_retry_where_cancelling_was_opted_out_of(
+    hook: MLBatchHook, context: dict[str, Any]
+) -> None:
+    """As on a worker, where Airflow calls ``on_kill``."""
+    waiting = {"deferrable": True, "cancel_on_kill": False}
+    limit = {"execution_timeout": timedelta(seconds=0.3)}
+    with pytest.raises(TaskDeferred) as deferred:
+        slowly(60, **waiting, **limit).execute(context)
+    event = fire(deferred.value.trigger).payload
+    with pytest.raises(AirflowException, match="execution_timeout: .*; the batch goes on"):
+        slowly(60, **waiting, **limit).execute_complete(
+            context, event, **(deferred.value.kwargs or {})
+        )
+    with pytest.raises(TaskDeferred) as again:
+        slowly(60, **waiting).execute(context)
+    execution_id = again.value.trigger.execution_id
+    assert execution_id == deferred.value.trigger.execution_id
+    hook.cancel_batch("slow", "1", execution_id)
+
+
+@pytest.mark.parametrize("error", [ConnectionLostError("reset"), ExecutionNotFoundError("gone")])
+def test_the_link_stays_where_a_deferred_wait_fails(
+    context: dict[str, Any], error: MLBatchError
+) -> None:
+    """Airflow stores it again at the end of each segment, with the operator that ran last."""
+    operator = score(records=[{"x": 1}], wait_for_completion=True, deferrable=True)
+    with pytest.raises((MLBatchError, AirflowException)):
+        operator.execute_complete(context, event_of("some-id", error))
+    assert operator.batch_url.endswith("/api/double/1/batch/some-id")
 
 
 def test_timeout_counts_from_the_submission(hook: MLBatchHook, context: dict[str, Any]) -> None:
