@@ -21,6 +21,7 @@ from airflow_mlbatch.hooks.outcomes import airflow_errors, checked, status_of_ev
 from airflow_mlbatch.links import BatchExecutionLink, BatchTask
 from airflow_mlbatch.operators.locations import location
 from airflow_mlbatch.operators.rendered import as_row_range, as_seconds
+from airflow_mlbatch.operators.siblings import Siblings
 from airflow_mlbatch.operators.submission import (
     STORE_KEY,
     OnAmbiguousSubmission,
@@ -79,7 +80,8 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         or is deferred (deferred: Airflow 3.3)
     :param durable: keep the submission in Airflow's task state store (3.3)
     :param on_ambiguous_submission: what to do when a worker died while it started the batch and the
-        server has several that could be it: ``fail``, or ``resubmit``
+        server has several that could be it, or one that another score task of the run may have
+        started: ``fail``, or ``resubmit``
     :param mlbatch_conn_id: connection of type ``mlbatch``
     """
 
@@ -152,11 +154,14 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         with airflow_errors():
             self._check()
             self._parallel_count()
+            service = (self.service_name, self.service_version)
+            siblings = Siblings(context, _score_tasks(context), service)
+            self._tell_of_what_was_left(context, siblings)
             body, count = self._encode()
             if count == 0:
                 self._judge_empty()
                 return None
-            submitted = self._submit(context, body, count)
+            submitted = self._submit(context, body, count, siblings)
             self._running(submitted.execution_id)
             context["ti"].xcom_push(key=EXECUTION_ID_KEY, value=submitted.execution_id)
             if self.wait_for_completion:
@@ -245,7 +250,14 @@ class BatchScoreOperator(BatchTask, BaseOperator):
 
     # --- the batch -------------------------------------------------------------------------------
 
-    def _submit(self, context: Context, body: bytes, count: int) -> Submitted:
+    def _tell_of_what_was_left(self, context: Context, siblings: Siblings) -> None:
+        """At once: what an earlier attempt told the others was wiped when this one began."""
+        store = context.get("task_state_store") if self.durable and siblings.exist else None
+        left: Any = store.get(STORE_KEY) if store is not None else None
+        if isinstance(left, dict):
+            siblings.tell(left["count"], left.get("execution_id"))
+
+    def _submit(self, context: Context, body: bytes, count: int, siblings: Siblings) -> Submitted:
         payload = Payload(
             self.service_name, self.service_version, body, count, self._parallel_count()
         )
@@ -256,7 +268,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             cancels=self.cancel_on_kill,
             on_ambiguous_submission=self.on_ambiguous_submission,
             log=self.log,
-            claimed=lambda: _ids_of_siblings(context),
+            siblings=siblings,
             max_tries=getattr(context["ti"], "max_tries", None),
         ).run()
         if not submitted.is_adopted:
@@ -378,14 +390,15 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             self.log.info("execution %s: %s", self.execution_id, status)
 
 
-def _ids_of_siblings(context: Context) -> list[str]:
-    """Executions of the other mapped instances of this task, as far as they have told."""
-    ti: Any = context["ti"]
-    map_index = getattr(ti, "map_index", None)
-    if map_index is None or map_index < 0:
-        return []
-    # Without map_indexes, Airflow pulls those of all instances.
-    pulled = ti.xcom_pull(task_ids=ti.task_id, key=EXECUTION_ID_KEY)
-    if isinstance(pulled, str):
-        return [pulled]
-    return [execution_id for execution_id in pulled or () if isinstance(execution_id, str)]
+def _score_tasks(context: Context) -> list[str]:
+    """The score tasks of the Dag that a task belongs to."""
+    dag: Any = context.get("dag")
+    if dag is None:
+        ti: Any = context["ti"]
+        return [ti.task_id]
+    kinds = {task.task_id: getattr(task, "operator_class", type(task)) for task in dag.tasks}
+    return [
+        task_id
+        for task_id, kind in kinds.items()
+        if isinstance(kind, type) and issubclass(kind, BatchScoreOperator)
+    ]

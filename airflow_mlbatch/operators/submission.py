@@ -4,7 +4,8 @@ Law: before a batch is started, the intent is written down; afterwards, its id. 
 retry, a cleared task) looks there first and takes over what is alive or complete.
 
 An intent without an id means that a worker died around the request. The server then knows more than
-we do: an execution that was not there before the intent, with the right number of records, is ours.
+we do: an execution that was not there before the intent, with the right number of records, is ours,
+unless it is, or may be, that of another task of the run.
 
 The store is Airflow's task state store (3.3): a mapping kept across the attempts of one task. On
 earlier versions it is ``None``, and only a line lost within one attempt can be settled.
@@ -15,19 +16,21 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from airflow_mlbatch.errors import (
     AmbiguousSubmissionError,
     ExecutionNotFoundError,
+    MLBatchError,
     SubmissionUnknownError,
 )
 from airflow_mlbatch.protocol.states import BatchState
 
 if TYPE_CHECKING:
     from airflow_mlbatch.hooks import MLBatchHook
+    from airflow_mlbatch.operators.siblings import Siblings
 
 __all__ = ["STORE_KEY", "OnAmbiguousSubmission", "StateStore", "Submission", "Submitted"]
 
@@ -35,16 +38,19 @@ STORE_KEY = "mlbatch_submission"
 OnAmbiguousSubmission = Literal["fail", "resubmit"]
 
 # How long after an intent the server may still be busy taking the request in, so that an execution
-# that is not in its list yet can still appear. Retries usually come later than that anyway.
+# that is not in its list yet can still appear. Retries usually come later than that anyway. As long
+# does a task that is starting a batch of the same size have to say which one is its own.
 _SETTLING_SECONDS = 30.0
 _SETTLING_PAUSE = 2.0
 # How long the trigger of a cleared task may take to cancel the batch: the next attempt is often
 # quicker, and would take over what is about to be deleted.
 _CANCELLING_SECONDS = 15.0
 _CANCELLING_PAUSE = 1.0
-# Ids known before the intent are kept as short digests: the store takes 64 KiB for one key.
+# Ids known before the intent are kept as short digests, so many for one key: it takes 64 KiB.
 _DIGEST = 8
-_MOST_DIGESTS = 7000
+_DIGESTS_OF_A_KEY = 7000
+# How many ids an error lists.
+_MOST_LISTED = 50
 
 
 class StateStore(Protocol):
@@ -102,7 +108,7 @@ class Submission:
         and whether the batch of a task that a user clears is
     :param max_tries: Airflow's limit of attempts: it grows when a user clears the task, not when the
         task is retried; ``None`` where it is not known
-    :param claimed: asked for ids that belong to other tasks, when several could be ours
+    :param siblings: the other tasks of the run, whose batches are not ours
     """
 
     def __init__(
@@ -114,12 +120,12 @@ class Submission:
         cancels: bool,
         on_ambiguous_submission: OnAmbiguousSubmission,
         log: logging.Logger | Any,
-        claimed: Callable[[], Iterable[str]] = tuple,
+        siblings: Siblings,
         max_tries: int | None = None,
     ) -> None:
         self._hook, self._store, self._payload = hook, store, payload
         self._cancels, self._on_ambiguous = cancels, on_ambiguous_submission
-        self._log, self._claimed, self._max_tries = log, claimed, max_tries
+        self._log, self._siblings, self._max_tries = log, siblings, max_tries
         self._named = (payload.service_name, payload.service_version)
 
     def run(self) -> Submitted:
@@ -144,7 +150,13 @@ class Submission:
     def _adopt(self, left: dict[str, Any]) -> Submitted | None:
         execution_id = left.get("execution_id")
         if execution_id is None:
-            return self._settle(left, wait=True)
+            try:
+                return self._settle(left, self._known(left))
+            except AmbiguousSubmissionError as error:
+                if self._on_ambiguous == "fail":
+                    raise
+                self._log.warning("%s; starting another one", error)
+                return None
         was_cleared = self._cancels and left.get("max_tries") != self._max_tries
         until = time.time() + _CANCELLING_SECONDS
         while True:
@@ -175,88 +187,124 @@ class Submission:
             self._log.warning(
                 "the records differ from those of execution %s, which is cancelled", execution_id
             )
-            self._hook.cancel_batch(left["service_name"], left["service_version"], execution_id)
+            try:
+                self._hook.cancel_batch(left["service_name"], left["service_version"], execution_id)
+            except MLBatchError as error:
+                if not error.is_permanent:
+                    raise
+                # Its service may be gone: that is no reason never to score the new records.
+                self._log.warning("execution %s could not be cancelled: %s", execution_id, error)
 
     # --- the request -----------------------------------------------------------------------------
 
-    def _start(self, fingerprint: str) -> Submitted:
+    def _start(self, fingerprint: str, *, is_last: bool = False) -> Submitted:
         payload = self._payload
         known = _digests(self._hook.list_batch_executions(*self._named))
-        if len(known) > _DIGEST * _MOST_DIGESTS:
-            self._log.warning(
-                "the server keeps so many executions of %s that a worker's death while it starts a "
-                "batch may go unnoticed; delete old ones",
-                payload.service_name,
-            )
-            known = known[: _DIGEST * _MOST_DIGESTS]
         intent = {
             "fingerprint": fingerprint,
             "service_name": payload.service_name,
             "service_version": payload.service_version,
             "count": payload.count,
-            "known": known,
+            **self._keep_known(known),
             "at": time.time(),
             "max_tries": self._max_tries,
             "execution_id": None,
         }
         if self._store is not None:
             self._store.set(STORE_KEY, intent)
+        self._siblings.tell(payload.count)
         try:
             execution_id = self._hook.start_encoded_batch(
                 *self._named, payload.body, payload.parallel_count
             )
         except SubmissionUnknownError as error:
             self._log.warning("%s; asking the server", error)
-            settled = self._settle(intent, wait=True)
+            try:
+                settled = self._settle(intent, known)
+            except AmbiguousSubmissionError as ambiguous:
+                if self._on_ambiguous == "fail":
+                    raise
+                if is_last:
+                    raise error from ambiguous
+                self._log.warning("%s; starting another one", ambiguous)
+                return self._start(fingerprint, is_last=True)
             if settled is None:
                 raise
             return settled
         return self._keep(intent, execution_id, is_adopted=False)
 
     def _keep(self, intent: dict[str, Any], execution_id: str, *, is_adopted: bool) -> Submitted:
+        self._siblings.tell(self._payload.count, execution_id)
         if self._store is not None:
             # What was known before is not needed any more: the id says it all.
-            self._store.set(STORE_KEY, {**intent, "known": "", "execution_id": execution_id})
+            for key in _keys_of_known(intent):
+                self._store.delete(key)
+            kept = {**intent, "known": "", "known_keys": 0, "execution_id": execution_id}
+            self._store.set(STORE_KEY, kept)
         return Submitted(execution_id, float(intent["at"]), is_adopted)
+
+    def _keep_known(self, known: str) -> dict[str, Any]:
+        """The part of an intent that says what was there before; what it cannot hold has its own keys."""
+        size = _DIGEST * _DIGESTS_OF_A_KEY
+        pieces = [known[start : start + size] for start in range(0, len(known), size)] or [""]
+        part = {"known": pieces[0], "known_keys": len(pieces) - 1}
+        if self._store is not None:
+            for key, piece in zip(_keys_of_known(part), pieces[1:], strict=True):
+                self._store.set(key, piece)
+        return part
+
+    def _known(self, intent: dict[str, Any]) -> str:
+        assert self._store is not None
+        pieces = [self._store.get(key) or "" for key in _keys_of_known(intent)]
+        return str(intent["known"]) + "".join(pieces)
 
     # --- an intent without an id -----------------------------------------------------------------
 
-    def _settle(self, intent: dict[str, Any], *, wait: bool) -> Submitted | None:
+    def _settle(self, intent: dict[str, Any], known: str) -> Submitted | None:
         """Find the execution that an intent led to.
 
-        :param wait: whether to give the server time to show an execution that it is taking in
+        The server gets time to show one that it is taking in, and the other tasks to say which are
+        theirs.
+
+        :raises AmbiguousSubmissionError: several could be it, or one that may be another task's
         """
-        until = float(intent["at"]) + _SETTLING_SECONDS
+        is_late = float(intent["at"]) + _SETTLING_SECONDS
+        is_too_late = time.time() + _SETTLING_SECONDS
         while True:
-            ours = self._candidates(intent)
-            if ours or not wait or time.time() >= until:
+            ours = self._candidates(intent, known)
+            rivals = self._siblings.starting(intent["count"]) if ours else 0
+            if (ours and not rivals) or time.time() >= (is_too_late if ours else is_late):
                 break
             time.sleep(_SETTLING_PAUSE)
-        if len(ours) > 1:
-            claimed = set(self._claimed())
-            ours = [execution_id for execution_id in ours if execution_id not in claimed]
-        if len(ours) == 1:
-            self._log.info("execution %s is the one that was being started", ours[0])
-            return self._keep(intent, ours[0], is_adopted=True)
         if not ours:
             return None
-        told = (
-            f"{len(ours)} executions of {self._payload.service_name} could be the one that an "
-            f"earlier attempt started: {', '.join(ours)}"
-        )
-        if self._on_ambiguous == "fail":
-            raise AmbiguousSubmissionError(
-                f"{told}; delete those that are not wanted, or set on_ambiguous_submission='resubmit'"
-            )
-        self._log.warning("%s; starting another one", told)
-        return None
+        if len(ours) == 1 and not rivals:
+            self._log.info("execution %s is the one that was being started", ours[0])
+            return self._keep(intent, ours[0], is_adopted=True)
+        raise AmbiguousSubmissionError(self._told_of(ours, rivals))
 
-    def _candidates(self, intent: dict[str, Any]) -> list[str]:
-        known = intent["known"]
+    def _told_of(self, ours: list[str], rivals: int) -> str:
+        found = "1 execution" if len(ours) == 1 else f"{len(ours):,} executions"
+        listed = ", ".join(ours[:_MOST_LISTED])
+        if len(ours) > _MOST_LISTED:
+            listed += f" and {len(ours) - _MOST_LISTED:,} more"
+        others = f", or that of {rivals:,} other tasks of this run" if rivals else ""
+        return (
+            f"{found} of {self._payload.service_name} could be the one that an earlier attempt "
+            f"started{others}: {listed}; delete those that are not wanted, or set "
+            "on_ambiguous_submission='resubmit'"
+        )
+
+    def _candidates(self, intent: dict[str, Any], known: str) -> list[str]:
         digests = {known[start : start + _DIGEST] for start in range(0, len(known), _DIGEST)}
+        listed = self._hook.list_batch_executions(*self._named)
+        unknown = [
+            execution_id for execution_id in listed if _digests([execution_id]) not in digests
+        ]
+        claimed = self._siblings.claimed() if unknown else set()
         ours = []
-        for execution_id in self._hook.list_batch_executions(*self._named):
-            if _digests([execution_id]) in digests:
+        for execution_id in unknown:
+            if execution_id in claimed:
                 continue
             try:
                 status = self._hook.get_batch_status(*self._named, execution_id)
@@ -265,6 +313,10 @@ class Submission:
             if status.total_item_count == intent["count"] and status.state is not BatchState.FAILED:
                 ours.append(execution_id)
         return ours
+
+
+def _keys_of_known(intent: dict[str, Any]) -> list[str]:
+    return [f"{STORE_KEY}_known_{number}" for number in range(intent.get("known_keys", 0))]
 
 
 def _digests(execution_ids: Iterable[str]) -> str:

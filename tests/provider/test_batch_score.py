@@ -394,6 +394,18 @@ def test_a_changed_payload_is_a_new_submission(
     assert new in listed and old not in listed
 
 
+def test_a_changed_payload_is_scored_also_where_the_old_service_is_gone(
+    context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new version of a Dag scores with a new version of the service."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MLBatchHook, "watch_batch", _die)
+        slowly(0).execute(context)
+    left = {**intent_of(context["task_state_store"]), "service_version": "0"}
+    context["task_state_store"].set(STORE_KEY, left)
+    assert score(records=[{"x": 1}]).execute(context) is not None
+
+
 def test_a_vanished_batch_is_submitted_anew(
     hook: MLBatchHook, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

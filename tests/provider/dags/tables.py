@@ -9,6 +9,7 @@ from typing import Any
 from airflow.sdk import DAG, AssetAlias, task
 
 from airflow_mlbatch.operators import BatchResultsOperator, BatchScoreOperator
+from airflow_mlbatch.operators.siblings import Siblings
 from airflow_mlbatch.task_groups import BatchScoreTaskGroup
 
 TABLES = os.environ.get("MLBATCH_TEST_TABLES", "/nowhere")
@@ -64,10 +65,17 @@ with DAG("mapped_tables", schedule=None, default_args={**NAMED, **RETRIES}) as m
     def list_tables() -> list[str]:
         return [f"{TABLES}/mapped/{name}.csv" for name in "abc"]
 
+    @task
+    def compare_with_what_was_told(ids: list[str], **context: Any) -> None:
+        told = Siblings(context, ["score"], ("double", "1"))
+        assert told.claimed() == set(ids)
+        assert told.starting(2) == 0
+
     names = list_tables()
     score = BatchScoreOperator.partial(
         task_id="score", wait_for_completion=True, deferrable=True, poll_interval=0.1
     ).expand(input_path=names)
+    compare_with_what_was_told(score.output)
     BatchResultsOperator.partial(
         task_id="results", outlets=[AssetAlias("mapped_tables")]
     ).expand_kwargs(
