@@ -29,8 +29,8 @@ class BatchDeleteOperator(BaseOperator):
     :param service_version: its version
     :param execution_ids: one id, or a list of ids; ``None`` in the list (a batch that was never
         started) is passed over
-    :param score_task_ids: tasks of this run that started batches: theirs are deleted, also where
-        the task failed later
+    :param score_task_ids: the task of this run that started batches, or a list of them: theirs are
+        deleted, also where the task failed later
     :param mlbatch_conn_id: connection of type ``mlbatch``
     """
 
@@ -48,7 +48,7 @@ class BatchDeleteOperator(BaseOperator):
         service_name: str,
         service_version: str,
         execution_ids: Any = None,
-        score_task_ids: Sequence[str] = (),
+        score_task_ids: str | Sequence[str] = (),
         mlbatch_conn_id: str = MLBatchHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
@@ -75,7 +75,7 @@ class BatchDeleteOperator(BaseOperator):
     def _ids_of_tasks(self, context: Context) -> list[str]:
         ti: Any = context["ti"]
         ids: list[str] = []
-        for task_id in self.score_task_ids:
+        for task_id in as_list(self.score_task_ids, of=str):
             pulled = ti.xcom_pull(task_ids=task_id, key=EXECUTION_ID_KEY)
             ids += [pulled] if isinstance(pulled, str) else [each for each in pulled or () if each]
         return ids

@@ -21,6 +21,7 @@ from airflow_mlbatch.operators.rendered import (
     as_list,
     as_row_range,
     as_seconds,
+    as_table,
     as_whole_number,
 )
 
@@ -250,6 +251,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         self._parallel = as_whole_number("parallel_count", self.parallel_count, least=1)
         self._pause = as_seconds("poll_interval", self.poll_interval)
         self._rows = as_row_range(self.row_range)
+        self.columns = as_table(self.columns)
         self._ids = as_list(self.id_columns, of=str) if self.id_columns else []
         self._kept = as_kept_columns(self.keep_columns)
         is_given = {

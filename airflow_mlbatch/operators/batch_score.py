@@ -20,7 +20,7 @@ from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors, checked, status_of_event
 from airflow_mlbatch.links import BatchExecutionLink, BatchTask
 from airflow_mlbatch.operators.locations import location
-from airflow_mlbatch.operators.rendered import as_row_range, as_seconds
+from airflow_mlbatch.operators.rendered import as_row_range, as_seconds, as_table
 from airflow_mlbatch.operators.siblings import Siblings
 from airflow_mlbatch.operators.submission import (
     STORE_KEY,
@@ -228,13 +228,13 @@ class BatchScoreOperator(BatchTask, BaseOperator):
 
         inputs = self.hook.get_service(self.service_name, self.service_version).inputs
         if self.input_path is None:
-            return encode_records(inputs, self.records)
+            return encode_records(inputs, as_table(self.records))
         from airflow_mlbatch.datasets.readers import read_inputs
 
         columns, count = read_inputs(
             location(self.input_path, self.input_conn_id),
             inputs,
-            columns=self.columns,
+            columns=as_table(self.columns),
             row_range=as_row_range(self.row_range),
             format=self.input_format,
         )

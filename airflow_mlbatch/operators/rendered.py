@@ -1,19 +1,27 @@
 """Arguments as a template leaves them.
 
-Law: a number or a list that went through a template is text (``"5"``, ``"[0, 3]"``), unless the Dag
-renders native objects; both mean the same here. What is neither is refused with the argument's name.
+Law: a number, a list or a dict that went through a template is text (``"5"``, ``"[0, 3]"``), unless
+the Dag renders native objects; both mean the same here. What is neither is refused with the argument's name.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
 from airflow_mlbatch.errors import InputError
 
-__all__ = ["as_kept_columns", "as_list", "as_row_range", "as_seconds", "as_whole_number"]
+__all__ = [
+    "as_kept_columns",
+    "as_list",
+    "as_row_range",
+    "as_seconds",
+    "as_table",
+    "as_whole_number",
+]
 
 
 def as_whole_number(name: str, found: Any, *, least: int = 0) -> int:
@@ -71,6 +79,23 @@ def as_list(found: Any, *, of: type | tuple[type, ...] = object) -> list[Any]:
 def as_kept_columns(found: Any) -> Any:
     """``"all"``, ``None``, or a list of names."""
     return found if found is None or found == "all" else as_list(found, of=str)
+
+
+def as_table(found: Any) -> Any:
+    """Records or columns: as they are, or from the text of a list or a dict.
+
+    ``{{ params.rows }}`` leaves Python's words, ``{{ params.rows | tojson }}`` those of JSON.
+    """
+    if not isinstance(found, str):
+        return found
+    for read in (json.loads, ast.literal_eval):
+        try:
+            table = read(found.strip())
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+        if isinstance(table, list | dict):
+            return table
+    return found
 
 
 def as_row_range(found: Any) -> tuple[int, int | None] | None:

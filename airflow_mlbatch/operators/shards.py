@@ -29,7 +29,7 @@ from airflow_mlbatch.operators.batch_results import (
 )
 from airflow_mlbatch.operators.batch_score import OnEmpty
 from airflow_mlbatch.operators.locations import comparable, location, paths_told
-from airflow_mlbatch.operators.rendered import as_kept_columns, as_list, as_whole_number
+from airflow_mlbatch.operators.rendered import as_kept_columns, as_list, as_table, as_whole_number
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -158,7 +158,7 @@ class ShardPlanOperator(BaseOperator):
             read_inputs(
                 path,
                 service.inputs,
-                columns=self.columns,
+                columns=as_table(self.columns),
                 row_range=first,
                 format=self.input_format,
             )

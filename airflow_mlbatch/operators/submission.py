@@ -95,7 +95,8 @@ class Payload:
         """The same for the same records to the same service; another one for anything else."""
         digest = hashlib.sha256()
         for part in (server_url, self.service_name, self.service_version):
-            digest.update(part.encode() + b"\0")
+            # A Dag that renders native objects makes a number of a version such as "1".
+            digest.update(str(part).encode() + b"\0")
         digest.update(self.body)
         return digest.hexdigest()
 

@@ -82,7 +82,7 @@ class Route:
         return values
 
 
-def _segment(key: str, value: str | int) -> str:
+def _segment(key: str, value: str | int | None) -> str:
     name, text = _ARGUMENTS.get(key, key), str(value)
     # "None" is what a template makes of it.
     if key == "executionId" and text in ("None", ""):

@@ -42,7 +42,15 @@ def results_of(hook: MLBatchHook, execution_id: str, service: str = "double") ->
 
 
 @pytest.mark.parametrize(
-    "records", [[{"x": 1}, {"x": 2}], {"x": [1, 2]}, [{"x": 1, "unused": "u"}, {"x": 2}]]
+    "records",
+    [
+        [{"x": 1}, {"x": 2}],
+        {"x": [1, 2]},
+        [{"x": 1, "unused": "u"}, {"x": 2}],
+        # What a template leaves, without and with `| tojson`.
+        "[{'x': 1, 'unused': None}, {'x': 2.0}]",
+        '{"x": [1, 2], "unused": [null, true]}',
+    ],
 )
 def test_records(hook: MLBatchHook, context: dict[str, Any], records: Any) -> None:
     execution_id = score(records=records).execute(context)
@@ -68,13 +76,20 @@ def test_tables(
     assert results_of(hook, execution_id) == [2.0, 4.0]
 
 
-@pytest.mark.parametrize("row_range", [(3, 6), "[3, 6]", ["3", "6"]])
+@pytest.mark.parametrize(
+    ("columns", "row_range"),
+    [
+        ({"x": "power"}, (3, 6)),
+        ("{'x': 'power'}", "[3, 6]"),
+        ('{"x": "power"}', ["3", "6"]),
+    ],
+)
 def test_columns_and_row_range(
-    hook: MLBatchHook, context: dict[str, Any], tmp_path: Path, row_range: Any
+    hook: MLBatchHook, context: dict[str, Any], tmp_path: Path, columns: Any, row_range: Any
 ) -> None:
     (tmp_path / "t.csv").write_text("power\n" + "\n".join(map(str, range(10))) + "\n")
     execution_id = score(
-        input_path=f"file://{tmp_path}/t.csv", columns={"x": "power"}, row_range=row_range
+        input_path=f"file://{tmp_path}/t.csv", columns=columns, row_range=row_range
     ).execute(context)
     assert execution_id is not None
     assert results_of(hook, execution_id) == [6.0, 8.0, 10.0]
@@ -94,11 +109,27 @@ def test_templates_are_rendered(hook: MLBatchHook, context: dict[str, Any]) -> N
         operator.execute(context)
 
 
+def test_a_version_that_native_rendering_made_a_number_of(
+    hook: MLBatchHook, context: dict[str, Any]
+) -> None:
+    operator = slowly(0.3, service_version="1", deferrable=True)
+    operator.render_template_as_native_obj = True
+    operator.render_template_fields({})
+    assert operator.service_version == 1
+    with pytest.raises(TaskDeferred) as deferred:
+        operator.execute(context)
+    event = json.loads(json.dumps(fire(deferred.value.trigger).payload))
+    operator.execute_complete(context, event)
+    assert operator.batch_url.endswith(f"/api/slow/1/batch/{event['execution_id']}")
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         ({}, "records, input_path: found neither"),
         ({"records": [], "input_path": "x.csv"}, "records, input_path: found both"),
+        ({"records": "no table"}, "records: found str, expected a list of dicts"),
+        ({"records": "7"}, "records: found str, expected a list of dicts"),
         ({"records": [{"x": 1}], "on_empty": "panic"}, "on_empty: found 'panic'"),
         ({"records": [{"y": 1}]}, "field 'x'"),
         (
@@ -475,3 +506,19 @@ def test_delete(hook: MLBatchHook, context: dict[str, Any]) -> None:
     assert delete(ids[0]) == []
     with pytest.raises(AirflowFailException, match="execution_ids: found 7"):
         delete(7)
+
+
+@pytest.mark.parametrize("task_ids", ["score", ["score"], ("score",)])
+def test_delete_what_tasks_have_started(
+    hook: MLBatchHook, context: dict[str, Any], task_ids: Any
+) -> None:
+    execution_id = score(records=[{"x": 1}]).execute(context)
+    asked: list[str] = []
+    ti = context["ti"]
+    real = ti.xcom_pull
+    ti.xcom_pull = lambda task_ids, key: asked.append(task_ids) or real(task_ids, key)
+    operator = BatchDeleteOperator(
+        task_id="delete", service_name="double", service_version="1", score_task_ids=task_ids
+    )
+    assert operator.execute(context) == [execution_id]
+    assert asked == ["score"]

@@ -118,6 +118,16 @@ def test_a_batch_that_is_gone_fails_at_once(context: dict[str, Any], mode: str) 
         run_to_its_end(lambda: sensor_for("never-there", mode), context)
 
 
+@pytest.mark.parametrize("found", [None, ""])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_batch_that_was_never_started_fails_at_once(
+    context: dict[str, Any], mode: str, found: Any
+) -> None:
+    """A score task that had nothing to score hands on no id."""
+    with pytest.raises(AirflowFailException, match=f"executionId: found {found!r}, expected"):
+        run_to_its_end(lambda: sensor_for(found, mode), context)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("found", [None, "None", ""])
 def test_an_id_that_is_none_is_said_to_be_one(
