@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_mlbatch.errors import BatchError, InputError, RecordsFailedError
 from airflow_mlbatch.hooks import MLBatchHook
-from airflow_mlbatch.hooks.outcomes import airflow_errors, checked
+from airflow_mlbatch.hooks.outcomes import checked
 from airflow_mlbatch.links import BatchExecutionLink, BatchTask
 from airflow_mlbatch.operators.assets import emit, with_outlet
 from airflow_mlbatch.operators.locations import comparable, location, paths_told
@@ -212,7 +212,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         """Read, judge, write."""
         from airflow_mlbatch.datasets.failures import FailurePolicy
 
-        with airflow_errors():
+        with self._errors():
             policy = FailurePolicy(self.max_failed_records)
             self._check()
             most = as_whole_number("max_xcom_records", self.max_xcom_records)

@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_mlbatch.errors import BatchTimeoutError, InputError, MLBatchError
+from airflow_mlbatch.errors import BatchError, BatchTimeoutError, InputError, MLBatchError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors, checked, status_of_event
 from airflow_mlbatch.links import BatchExecutionLink, BatchTask
@@ -147,11 +147,13 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         # The arguments as execute() understood them.
         self._pause = 30.0
         self._limit: float | None = None
+        self._is_killed = False
 
     def execute(self, context: Context) -> str | None:
         """Start the batch, and wait for it if asked to."""
         started_at = time.time()
-        with airflow_errors():
+        self._is_killed = False
+        with self._errors():
             self._check()
             self._parallel_count()
             service = (self.service_name, self.service_version)
@@ -164,6 +166,9 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             submitted = self._submit(context, body, count, siblings)
             self._running(submitted.execution_id)
             context["ti"].xcom_push(key=EXECUTION_ID_KEY, value=submitted.execution_id)
+            if self._is_killed:
+                self._cancel_at_once(submitted.execution_id)
+                raise BatchError(f"execution {submitted.execution_id} had just been started")
             if self.wait_for_completion:
                 self._wait(submitted, started_at)
         return self._succeeded(context)
@@ -187,6 +192,8 @@ class BatchScoreOperator(BatchTask, BaseOperator):
     def on_kill(self) -> None:
         """Cancel the batch of a task that is killed on its worker."""
         if self.cancel_on_kill:
+            # While a batch is being started there is no id yet: execute() cancels it when there is.
+            self._is_killed = True
             self._cancel_at_once(self.execution_id)
 
     # --- the records -----------------------------------------------------------------------------

@@ -494,6 +494,42 @@ def test_on_kill(
     hook.cancel_batch("slow", "1", operator.execution_id)
 
 
+def is_left_to_a_retry(operator: BatchScoreOperator, context: dict[str, Any]) -> str:
+    """A worker that shuts down kills its tasks as a user does; returns the id of the batch."""
+    with pytest.raises(AirflowException, match="the task was killed and its batch") as raised:
+        operator.execute(context)
+    assert not isinstance(raised.value, AirflowFailException)
+    execution_id: str = context["ti"].pushed["mlbatch_execution_id"]
+    return execution_id
+
+
+def test_killed_while_the_batch_is_being_started(
+    hook: MLBatchHook, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator, real = slowly(60), MLBatchHook.start_encoded_batch
+
+    def killed(self: MLBatchHook, *args: Any) -> str:
+        operator.on_kill()
+        return real(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MLBatchHook, "start_encoded_batch", killed)
+        execution_id = is_left_to_a_retry(operator, context)
+    assert execution_id not in hook.list_batch_executions("slow", "1")
+    assert slowly(0).execute(context) not in (None, execution_id)
+
+
+def test_killed_while_waiting(
+    hook: MLBatchHook, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow lets the task run on after ``on_kill``: it finds its batch gone."""
+    operator = slowly(60)
+    monkeypatch.setattr(operator, "_log_report", lambda report: operator.on_kill())
+    execution_id = is_left_to_a_retry(operator, context)
+    assert execution_id not in hook.list_batch_executions("slow", "1")
+    assert slowly(0).execute(context) not in (None, execution_id)
+
+
 def test_delete(hook: MLBatchHook, context: dict[str, Any]) -> None:
     ids = [hook.start_batch("double", "1", [{"x": 1}]) for _ in range(2)]
 
