@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -18,7 +19,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_mlbatch.errors import BatchError, BatchTimeoutError, InputError, MLBatchError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors, checked, status_of_event
-from airflow_mlbatch.links import BatchExecutionLink, BatchTask
+from airflow_mlbatch.links import BatchExecutionLink, BatchTask, is_out_of_time
 from airflow_mlbatch.operators.locations import location
 from airflow_mlbatch.operators.rendered import as_row_range, as_seconds, as_table
 from airflow_mlbatch.operators.siblings import Siblings
@@ -45,7 +46,7 @@ OnEmpty = Literal["skip", "fail", "succeed"]
 
 # The id of the batch, pushed as soon as it is known: a task that fails later has no return value.
 EXECUTION_ID_KEY = "mlbatch_execution_id"
-# See the sensor: the trigger keeps the deadline, this only catches a trigger that is stuck.
+# See the sensor: the trigger keeps the deadline, this catches one that is stuck or never ran.
 _BACKSTOP = timedelta(minutes=10)
 
 
@@ -189,6 +190,27 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             checked(execution_id, status)
         return self._succeeded(context)
 
+    def resume_execution(
+        self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context
+    ) -> Any:
+        """As Airflow does it; but where no triggerer kept the deadline, that is made up for."""
+        left: Any = None
+        if is_out_of_time(next_method, next_kwargs):
+            store = context.get("task_state_store") if self.durable else None
+            left = store.get(STORE_KEY) if store is not None else None
+        if not isinstance(left, dict) or left.get("execution_id") is None:
+            return super().resume_execution(next_method, next_kwargs, context)
+        with self._errors():
+            self._running(left["execution_id"])
+            now = time.time()
+            # Which limit it was is not handed on: the earlier one is that of the attempt.
+            ends_at, _ = self._deadline(float(left["at"]), math.inf)
+            limited_by = (
+                "timeout" if ends_at is not None and ends_at <= now else "execution_timeout"
+            )
+            checked(left["execution_id"], self._watch(left["execution_id"], now, limited_by))
+        return self._succeeded(context)
+
     def on_kill(self) -> None:
         """Cancel the batch of a task that is killed on its worker."""
         if self.cancel_on_kill:
@@ -315,19 +337,22 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             if not status.is_terminal:
                 self._defer(submitted.execution_id, deadline, limited_by)
         else:
-            try:
-                status = self.hook.watch_batch(
-                    self.service_name,
-                    self.service_version,
-                    submitted.execution_id,
-                    poll_interval=self._pause,
-                    deadline=deadline,
-                    on_report=self._log_report,
-                )
-            except BatchTimeoutError as error:
-                self._give_up(error, limited_by)
-                raise
+            status = self._watch(submitted.execution_id, deadline, limited_by)
         checked(submitted.execution_id, status)
+
+    def _watch(self, execution_id: str, deadline: float | None, limited_by: str) -> BatchStatus:
+        try:
+            return self.hook.watch_batch(
+                self.service_name,
+                self.service_version,
+                execution_id,
+                poll_interval=self._pause,
+                deadline=deadline,
+                on_report=self._log_report,
+            )
+        except BatchTimeoutError as error:
+            self._give_up(error, limited_by)
+            raise
 
     def _defer(self, execution_id: str, deadline: float | None, limited_by: str) -> NoReturn:
         trigger = BatchStateTrigger(

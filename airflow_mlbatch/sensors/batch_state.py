@@ -25,7 +25,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_mlbatch.errors import BatchFailedError, BatchTimeoutError, MLBatchError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors, checked, status_of_event, summary
-from airflow_mlbatch.links import BatchExecutionLink, BatchTask
+from airflow_mlbatch.links import BatchExecutionLink, BatchTask, is_out_of_time
 from airflow_mlbatch.protocol.results import BatchStatus
 from airflow_mlbatch.triggers import BatchStateTrigger
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["BatchStateSensor"]
 
 # The deadline is kept inside the trigger, which can still say how far the batch came. Airflow's own
-# time-out of a deferral runs no code of ours: it only catches a trigger that is stuck.
+# time-out of a deferral catches a trigger that is stuck or never ran.
 BACKSTOP = timedelta(minutes=10)
 # Where a retry finds when the first attempt began to wait.
 _STORE_KEY = "mlbatch_waiting"
@@ -154,9 +154,12 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
                 # First, because the link is stored again at the end, also where the task fails.
                 self._link_to(self.execution_id)
                 self.execution_id, status = status_of_event(event)
-        except MLBatchError as error:
-            # What Airflow's loop does about an error that a retry could mend.
-            if self.silent_fail:
+            result = self._ended(status)
+        except (MLBatchError, AirflowException) as error:
+            if type(error) is AirflowException:
+                self.on_kill()  # as Airflow does where it enforces execution_timeout itself
+            # What Airflow's loop does about errors; soft_fail it sees to itself.
+            if isinstance(error, MLBatchError) and self.silent_fail:
                 self.log.warning("watching execution %s: %s", self.execution_id, error)
                 if deadline is None:
                     deadline, limited_by = self._deadline(context)
@@ -164,13 +167,17 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
             if self.never_fail:
                 raise AirflowSkipException("Skipping due to never_fail is set to True.") from error
             raise
-        except AirflowException:
-            if limited_by == "execution_timeout":
-                self.on_kill()  # as Airflow does where it enforces it itself
-            raise
-        result = self._ended(status)
         self._forget_the_time(context)
         return result
+
+    def resume_execution(
+        self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context
+    ) -> Any:
+        """As Airflow does it; but where no triggerer kept the deadline, there is one last poll."""
+        if is_out_of_time(next_method, next_kwargs):
+            self.deferrable, self.timeout = False, 0
+            return self.execute(context)
+        return super().resume_execution(next_method, next_kwargs, context)
 
     def on_kill(self) -> None:
         """Cancel the batch if that was asked for."""

@@ -15,6 +15,8 @@ from airflow.providers.common.compat.sdk import (
     AirflowSkipException,
     TaskDeferred,
 )
+from airflow.sdk import DAG
+from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR, TriggerFailureReason
 
 from airflow_mlbatch.errors import ConnectionLostError, ExecutionNotFoundError, MLBatchError
 from airflow_mlbatch.hooks import MLBatchHook
@@ -112,8 +114,8 @@ def test_templates_are_rendered(hook: MLBatchHook, context: dict[str, Any]) -> N
 def test_a_version_that_native_rendering_made_a_number_of(
     hook: MLBatchHook, context: dict[str, Any]
 ) -> None:
-    operator = slowly(0.3, service_version="1", deferrable=True)
-    operator.render_template_as_native_obj = True
+    with DAG("native", schedule=None, render_template_as_native_obj=True):
+        operator = slowly(0.3, service_version="1", deferrable=True)
     operator.render_template_fields({})
     assert operator.service_version == 1
     with pytest.raises(TaskDeferred) as deferred:
@@ -318,6 +320,43 @@ def test_the_link_stays_where_a_deferred_wait_fails(
     with pytest.raises((MLBatchError, AirflowException)):
         operator.execute_complete(context, event_of("some-id", error))
     assert operator.batch_url.endswith("/api/double/1/batch/some-id")
+
+
+OUT_OF_TIME = (TRIGGER_FAIL_REPR, {"error": TriggerFailureReason.TRIGGER_TIMEOUT.value})
+
+
+@pytest.mark.parametrize("field", ["timeout", "execution_timeout"])
+def test_a_deadline_that_no_triggerer_kept_is_made_up_for(
+    hook: MLBatchHook, context: dict[str, Any], field: str
+) -> None:
+    limits = {field: timedelta(0)}
+    with pytest.raises(TaskDeferred) as deferred:
+        slowly(60, deferrable=True, **limits).execute(context)
+    with pytest.raises(AirflowException, match="not complete at the deadline: 0 of 1") as raised:
+        slowly(60, deferrable=True, **limits).resume_execution(*OUT_OF_TIME, context)
+    assert isinstance(raised.value, AirflowFailException) == (field == "timeout")
+    execution_id = deferred.value.trigger.execution_id
+    assert execution_id not in hook.list_batch_executions("slow", "1")
+
+
+def test_a_batch_that_has_ended_meanwhile_is_a_success_without_a_triggerer(
+    hook: MLBatchHook, context: dict[str, Any]
+) -> None:
+    with pytest.raises(TaskDeferred) as deferred:
+        slowly(0.3, deferrable=True, timeout=0.1).execute(context)
+    execution_id = deferred.value.trigger.execution_id
+    hook.watch_batch("slow", "1", execution_id, poll_interval=0.05)
+    operator = slowly(0.3, deferrable=True, timeout=0.1)
+    assert operator.resume_execution(*OUT_OF_TIME, context) == execution_id
+    assert context["task_state_store"].texts == {}
+
+
+@pytest.mark.parametrize("reason", ["Trigger failure", "Trigger timeout"])
+def test_without_a_submission_airflow_s_own_failure_stands(
+    context: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(AirflowException, match=reason):
+        slowly(0, deferrable=True).resume_execution("__fail__", {"error": reason}, context)
 
 
 def test_timeout_counts_from_the_submission(hook: MLBatchHook, context: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowSkipException,
     TaskDeferred,
 )
+from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR, TriggerFailureReason
 from airflow.triggers.base import TriggerEvent
 
 from airflow_mlbatch.errors import (
@@ -181,7 +182,9 @@ def test_timeout(hook: MLBatchHook, context: dict[str, Any], mode: str, policy: 
         run_to_its_end(
             lambda: sensor_for(execution_id, mode, timeout=0.3, retries=1, **arguments), context
         )
-    told = raised.value.__cause__ if skips(policy) else raised.value
+    told: BaseException | None = raised.value
+    while isinstance(told, AirflowSkipException):
+        told = told.__cause__
     assert "is not complete at the deadline: 0 of 1 records, 0 %" in str(told)
     assert execution_id in hook.list_batch_executions("slow", "1"), "a sensor cancels nothing"
     hook.cancel_batch("slow", "1", execution_id)
@@ -268,6 +271,26 @@ def test_execution_timeout_while_deferred(
     assert not isinstance(raised.value, (AirflowFailException, AirflowSensorTimeout))
     is_there = execution_id in hook.list_batch_executions("slow", "1")
     assert is_there is not cancel_on_kill
+    hook.cancel_batch("slow", "1", execution_id)
+
+
+@pytest.mark.parametrize("seconds", [0, 60])
+@pytest.mark.parametrize("soft_fail", [False, True])
+def test_where_no_triggerer_kept_the_deadline_there_is_one_last_poll(
+    hook: MLBatchHook, context: dict[str, Any], soft_fail: bool, seconds: float
+) -> None:
+    execution_id = hook.start_batch("slow", "1", {"x": [1], "seconds": [seconds]})
+    sensor = sensor_for(execution_id, "deferrable", soft_fail=soft_fail)
+    out_of_time = (TRIGGER_FAIL_REPR, {"error": TriggerFailureReason.TRIGGER_TIMEOUT.value})
+    if seconds:
+        wanted = AirflowSkipException if soft_fail else AirflowSensorTimeout
+        with pytest.raises(wanted) as raised:
+            sensor.resume_execution(*out_of_time, context)
+        told = raised.value.__cause__ if soft_fail else raised.value
+        assert "is not complete at the deadline: 0 of 1" in str(told)
+    else:
+        hook.watch_batch("slow", "1", execution_id, poll_interval=0.05)
+        assert sensor.resume_execution(*out_of_time, context)["state"] == "complete"
     hook.cancel_batch("slow", "1", execution_id)
 
 
