@@ -201,6 +201,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         if not isinstance(left, dict) or left.get("execution_id") is None:
             return super().resume_execution(next_method, next_kwargs, context)
         with self._errors():
+            self._check()
             self._running(left["execution_id"])
             now = time.time()
             # Which limit it was is not handed on: the earlier one is that of the attempt.
