@@ -125,7 +125,9 @@ def test_a_batch_that_was_never_started_fails_at_once(
     context: dict[str, Any], mode: str, found: Any
 ) -> None:
     """A score task that had nothing to score hands on no id."""
-    with pytest.raises(AirflowFailException, match=f"execution_id: found {found!r}, expected the id"):
+    with pytest.raises(
+        AirflowFailException, match=f"execution_id: found {found!r}, expected the id"
+    ):
         run_to_its_end(lambda: sensor_for(found, mode), context)
 
 
