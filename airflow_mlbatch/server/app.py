@@ -237,6 +237,10 @@ class App:
         service = self._service(names)
         parallel_count = count_parameter(request, "parallelCount", DEFAULT_PARALLEL_COUNT)
         body = await read_body(request, self.limits.max_body_bytes)
+        if problem := self.runner.storage_problem:
+            # Outcomes do not get away: what comes now would only wait behind them.
+            raise StorageError(problem)
+        self.folder.check_room(len(body))
         reader = self._readers[service.name, service.version]
         # In a thread: a million records take a second.
         records = await asyncio.to_thread(reader.split, body)

@@ -20,8 +20,19 @@ from pathlib import Path
 from typing import IO
 
 from airflow_mlbatch.errors import InputError
+from airflow_mlbatch.server.store import StorageError
 
-__all__ = ["DataFolder"]
+__all__ = ["DISK_FULL", "DataFolder", "has_room"]
+
+DISK_FULL = "storage: the disk is full"
+# What is left of a disk that counts as full: logins and deletions have to be written, too, or nobody
+# could make room.
+_LEAST_FREE_BYTES = 16 * 1024 * 1024
+
+
+def has_room(folder: Path, size: int = 0) -> bool:
+    """Whether so many bytes may be added in a folder."""
+    return shutil.disk_usage(folder).free >= _LEAST_FREE_BYTES + size
 
 
 class DataFolder:
@@ -57,6 +68,16 @@ class DataFolder:
     def artifacts(self, execution_id: str) -> Path:
         """Where the artifacts of an execution lie, one folder for each index."""
         return self._executions / execution_id
+
+    def check_room(self, size: int = 0) -> None:
+        """Before something is added.
+
+        :param size: its bytes, as far as they are known
+        :raises StorageError: there is no room for it
+        """
+        # The database takes it twice: in its log first, and then in its place.
+        if not has_room(self.path, 2 * size):
+            raise StorageError(DISK_FULL)
 
     def discard(self, execution_id: str) -> None:
         """Have the artifacts of an execution out of the way; :meth:`empty_trash` removes them."""

@@ -21,10 +21,10 @@ from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.protocol.results import BatchStatus, write_record_result
 from airflow_mlbatch.protocol.services import Service
 from airflow_mlbatch.protocol.states import BatchState
-from airflow_mlbatch.server.folder import DataFolder
+from airflow_mlbatch.server.folder import DISK_FULL, DataFolder
 from airflow_mlbatch.server.jobs import Job, Jobs
 from airflow_mlbatch.server.processes import ServicesError, Worker, start_worker
-from airflow_mlbatch.server.saving import DISK_FULL, Saver
+from airflow_mlbatch.server.saving import Saver
 from airflow_mlbatch.server.store import Execution, StorageError, Store
 from airflow_mlbatch.server.wire import Outcome, Task
 from airflow_mlbatch.server.worker import WorkerSettings
@@ -83,7 +83,7 @@ class Runner:
         self._leaving: dict[str, Job] = {}
         self._calls: deque[_Call] = deque()
         self._workers: dict[int, Worker] = {}
-        self._saver = Saver(store, folder.path, self._after_saving)
+        self._saver = Saver(store, folder, self._after_saving)
         self._wake = asyncio.Event()
         self._has_rubbish = asyncio.Event()
         self._slots: list[asyncio.Task[None]] = []
@@ -316,7 +316,7 @@ class Runner:
         if not outcomes:
             call.answer.set_result(_failure(worker.cause_of_death))
         elif not outcomes[0].result:
-            call.answer.set_exception(StorageError(DISK_FULL, is_full=True))
+            call.answer.set_exception(StorageError(DISK_FULL))
         else:
             call.answer.set_result(outcomes[0].result)
         return is_alive

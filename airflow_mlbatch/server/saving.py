@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 
+from airflow_mlbatch.server.folder import DISK_FULL, DataFolder
 from airflow_mlbatch.server.store import Result, StorageError, Store
-from airflow_mlbatch.server.worker import LEAST_FREE_BYTES
 
-__all__ = ["DISK_FULL", "Saver"]
+__all__ = ["Saver"]
 
 log = logging.getLogger(__name__)
 
-DISK_FULL = "storage: the disk is full"
 _FLUSH_SECONDS = 0.05
 _FLUSH_RESULTS = 2_000
 _MOST_KEPT_BYTES = 32 * 1024 * 1024
@@ -29,12 +26,14 @@ _RETRY_SECONDS = 1.0
 class Saver:
     """Stores outcomes.
 
-    :param folder: the data folder
+    :param folder: where there has to be room for them
     :param when_saved: called with the numbers of the executions whose outcomes were just stored;
         with none when there may be space again
     """
 
-    def __init__(self, store: Store, folder: Path, when_saved: Callable[[set[int]], None]) -> None:
+    def __init__(
+        self, store: Store, folder: DataFolder, when_saved: Callable[[set[int]], None]
+    ) -> None:
         self._store, self._folder, self._when_saved = store, folder, when_saved
         self._kept: list[Result] = []
         self._kept_bytes = 0
@@ -72,8 +71,9 @@ class Saver:
                 await asyncio.sleep(_FLUSH_SECONDS)
             self._has_work.clear()
             try:
+                if self._kept or self.problem == DISK_FULL:
+                    self._folder.check_room(self._kept_bytes)
                 saved = await self.save()
-                self._check_space()
             except Exception as error:
                 if not isinstance(error, StorageError):
                     log.exception("outcomes cannot be stored")
@@ -100,9 +100,3 @@ class Saver:
             self._kept_bytes = sum(len(result[2]) for result in self._kept)
             raise
         return {result[0] for result in results} - {result[0] for result in self._kept}
-
-    def _check_space(self) -> None:
-        if self.problem != DISK_FULL:
-            return
-        if shutil.disk_usage(self._folder).free < LEAST_FREE_BYTES:
-            raise StorageError(DISK_FULL, is_full=True)

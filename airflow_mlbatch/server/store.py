@@ -80,14 +80,12 @@ _MAX_IDLE_LOG = 64 * 1024 * 1024
 
 
 class StorageError(Exception):
-    """The disk does not take what has to be stored; later it may.
+    """The disk does not take what has to be stored; later it may."""
 
-    :param is_full: whether the disk is full, and not broken
-    """
-
-    def __init__(self, message: str, *, is_full: bool) -> None:
-        super().__init__(message)
-        self.is_full = is_full
+    @property
+    def is_full(self) -> bool:
+        """Whether the disk is full, and not broken: SQLite's words and ours both say so."""
+        return "full" in str(self)
 
 
 @dataclass(frozen=True)
@@ -375,7 +373,6 @@ class Store:
             with suppress(sqlite3.OperationalError):
                 self._writer.execute("ROLLBACK")
             if isinstance(error, sqlite3.OperationalError):
-                text = str(error)
-                raise StorageError(f"storage: {text}", is_full="full" in text) from error
+                raise StorageError(f"storage: {error}") from error
             raise
         return value

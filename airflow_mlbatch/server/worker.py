@@ -31,16 +31,16 @@ from airflow_mlbatch.protocol.intake import RecordReader
 from airflow_mlbatch.protocol.results import write_record_result
 from airflow_mlbatch.protocol.services import Service
 from airflow_mlbatch.protocol.values import Misfit, to_wire
+from airflow_mlbatch.server.folder import has_room
 from airflow_mlbatch.server.registry import Published, load_services
 from airflow_mlbatch.server.wire import LENGTH, Described, Hello, Outcome, Task, decode_task, frame
 
-__all__ = ["LEAST_FREE_BYTES", "WorkerSettings", "work"]
+__all__ = ["WorkerSettings", "work"]
 
 MAX_CONSOLE_CHARACTERS = 64 * 1024
 _MAX_MESSAGE_CHARACTERS = 4_000
 _MOST_RESULT_BYTES = 64 * 1024 * 1024
 _MEMORY_CHECK_SECONDS = 0.1
-LEAST_FREE_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ class _Folder:
         """Whether it failed because the disk of the data folder is full, and not some other one."""
         if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
             return False
-        return shutil.disk_usage(self._root.parent).free < LEAST_FREE_BYTES
+        return not has_room(self._root.parent)
 
     def remove(self) -> None:
         """Leave nothing behind."""
