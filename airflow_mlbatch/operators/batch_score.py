@@ -161,10 +161,16 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             siblings = Siblings(context, _score_tasks(context), service)
             self._tell_of_what_was_left(context, siblings)
             body, count = self._encode()
+            submission = self._submission(context, body, count, siblings)
             if count == 0:
+                submission.abandon()
                 self._judge_empty()
                 return None
-            submitted = self._submit(context, body, count, siblings)
+            submitted = submission.run()
+            if not submitted.is_adopted:
+                self.log.info(
+                    "started execution %s of %s records", submitted.execution_id, f"{count:,}"
+                )
             self._running(submitted.execution_id)
             context["ti"].xcom_push(key=EXECUTION_ID_KEY, value=submitted.execution_id)
             if self._is_killed:
@@ -287,11 +293,13 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         if isinstance(left, dict):
             siblings.tell(left["count"], left.get("execution_id"))
 
-    def _submit(self, context: Context, body: bytes, count: int, siblings: Siblings) -> Submitted:
+    def _submission(
+        self, context: Context, body: bytes, count: int, siblings: Siblings
+    ) -> Submission:
         payload = Payload(
             self.service_name, self.service_version, body, count, self._parallel_count()
         )
-        submitted = Submission(
+        return Submission(
             self.hook,
             self._store(context),
             payload,
@@ -300,12 +308,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             log=self.log,
             siblings=siblings,
             max_tries=getattr(context["ti"], "max_tries", None),
-        ).run()
-        if not submitted.is_adopted:
-            self.log.info(
-                "started execution %s of %s records", submitted.execution_id, f"{count:,}"
-            )
-        return submitted
+        )
 
     def _store(self, context: Context) -> StateStore | None:
         if not self.durable:

@@ -136,8 +136,8 @@ class Submission:
         :raises SubmissionUnknownError: the line was lost, and the server shows no new execution
         """
         fingerprint = self._payload.fingerprint(self._hook.url)
-        left = self._store.get(STORE_KEY) if self._store is not None else None
-        if isinstance(left, dict):
+        left = self._left()
+        if left is not None:
             if left.get("fingerprint") == fingerprint:
                 adopted = self._adopt(left)
                 if adopted is not None:
@@ -146,7 +146,23 @@ class Submission:
                 self._drop(left)
         return self._start(fingerprint)
 
+    def abandon(self) -> None:
+        """There are no records any more: drop the batch of an earlier attempt, which had some."""
+        left = self._left()
+        if left is not None:
+            self._drop(left)
+            self._forget(left)
+
     # --- what an earlier attempt left ------------------------------------------------------------
+
+    def _left(self) -> dict[str, Any] | None:
+        left = self._store.get(STORE_KEY) if self._store is not None else None
+        return left if isinstance(left, dict) else None
+
+    def _forget(self, left: dict[str, Any]) -> None:
+        if self._store is not None:
+            for key in (*_keys_of_known(left), STORE_KEY):
+                self._store.delete(key)
 
     def _adopt(self, left: dict[str, Any]) -> Submitted | None:
         execution_id = left.get("execution_id")

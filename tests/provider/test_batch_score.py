@@ -464,6 +464,21 @@ def test_a_changed_payload_is_a_new_submission(
     assert new in listed and old not in listed
 
 
+@pytest.mark.parametrize("cancels", [True, False])
+def test_an_emptied_table_is_a_changed_payload_too(
+    hook: MLBatchHook, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch, cancels: bool
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MLBatchHook, "watch_batch", _die)
+        slowly(60).execute(context)
+    old = intent_of(context["task_state_store"])["execution_id"]
+    with pytest.raises(AirflowSkipException):
+        slowly(60, count=0, cancel_on_kill=cancels).execute(context)
+    assert (old in hook.list_batch_executions("slow", "1")) is not cancels
+    assert context["task_state_store"].texts == {}
+    hook.cancel_batch("slow", "1", old)
+
+
 def test_a_changed_payload_is_scored_also_where_the_old_service_is_gone(
     context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
