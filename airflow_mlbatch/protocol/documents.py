@@ -78,6 +78,10 @@ def shown(body: bytes) -> str:
     return (cut + "…" if len(cut) < len(text) else cut) or "nothing"
 
 
+def _not_shown(body: bytes) -> str:
+    return f"{len(body):,} bytes that are not shown here"
+
+
 def lower_keys(item: Mapping[str, Any]) -> dict[str, Any]:
     """The object with the first letter of each key in lower case."""
     return {key[:1].lower() + key[1:]: value for key, value in item.items()}
@@ -137,7 +141,7 @@ def _login_reply(body: bytes) -> dict[str, Any]:
     except NOT_JSON as error:
         # A page is shown, so that a proxy is recognised; anything else may be half a token.
         is_page = without_mark(body).lstrip()[:1] == b"<"
-        page = shown(body) if is_page else f"{len(body):,} bytes that are not shown here"
+        page = shown(body) if is_page else _not_shown(body)
         raise ContractError(f"{what}: expected JSON ({error}), found {page}") from None
     if not isinstance(found, Mapping):
         raise ContractError(f"{what}: found {type(found).__name__}, expected an object")
@@ -169,17 +173,22 @@ def _number(value: Any) -> float | None:
 # --- errors --------------------------------------------------------------------------------------
 
 
-def read_error(body: bytes) -> str:
-    """The server's own words about an error, from either JSON shape, from text, or from HTML."""
+def read_error(body: bytes, *, may_hold_tokens: bool = False) -> str:
+    """The server's own words about an error, from either JSON shape, from text, or from HTML.
+
+    :param may_hold_tokens: whether JSON without such words, or half of it, is better not shown
+    """
     try:
         found = decoded(body)
     except NOT_JSON:
-        return shown(body)
+        found = None
     if isinstance(found, Mapping):
         item = lower_keys(found)
         words = [str(item[key]) for key in ("message", "fields") if item.get(key)]
         if words:
             return shown(": ".join(words).encode("utf-8", "replace"))
+    if may_hold_tokens and without_mark(body).lstrip()[:1] in (b"{", b"[", b'"'):
+        return _not_shown(body)
     return shown(body)
 
 

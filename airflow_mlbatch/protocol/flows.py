@@ -690,7 +690,7 @@ class Flows:
             if route is routes.START_BATCH and answer.was_sent:
                 return SubmissionUnknownError(f"{text}; {_MAYBE_STARTED}")
             return ConnectionLostError(text)
-        words = read_error(answer.body)
+        words = read_error(answer.body, may_hold_tokens=route.is_open)
         text = f"{where}: {answer.status} {words}"
         if route is routes.START_BATCH and answer.status in _FROM_BETWEEN:
             return SubmissionUnknownError(f"{text}; {_MAYBE_STARTED}")

@@ -7,11 +7,12 @@ import os
 import signal
 import socket
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -73,11 +74,38 @@ def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
     with line:
         folder = DataFolder(settings.data_dir.absolute())
         try:
-            asyncio.run(_serve(settings, folder, line, say))
+            _run(_serve(settings, folder, line, say))
         except (StorageError, sqlite3.DatabaseError) as error:
             raise InputError(f"data folder: {folder.path} cannot be used: {error}") from None
         finally:
             folder.close()
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    """``asyncio.run``, in the way of Python 3.11 also before.
+
+    There, Ctrl-C cancels the first task only, and the others end when that one says so. Python 3.10
+    cancels all of them at once, also the one that is about to start a process.
+    """
+    if hasattr(asyncio, "Runner"):
+        asyncio.run(main)
+        return
+
+    async def interruptible() -> None:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+
+        def cancel(*_: object) -> None:
+            task.cancel()
+            loop.call_soon_threadsafe(lambda: None)  # It may be asleep.
+
+        signal.signal(signal.SIGINT, cancel)
+        try:
+            await main
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+    asyncio.run(interruptible())
 
 
 async def _serve(

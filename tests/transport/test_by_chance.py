@@ -102,6 +102,8 @@ def comparable(text: str) -> str:
     st.lists(acts, min_size=1, max_size=3),
 )
 @example(Path.CALL, [as_json(TOKENS)], [Answer(307, b"", [("Location", "//")])])
+@example(Path.CALL, [as_json(TOKENS, 400)], [Reset()])
+@example(Path.CALL, [Answer(400, json.dumps(TOKENS).encode()[:40])], [Reset()])
 @settings(
     max_examples=50,
     deadline=None,
