@@ -176,7 +176,7 @@ def _number(value: Any) -> float | None:
 def read_error(body: bytes, *, may_hold_tokens: bool = False) -> str:
     """The server's own words about an error, from either JSON shape, from text, or from HTML.
 
-    :param may_hold_tokens: whether JSON without such words, or half of it, is better not shown
+    :param may_hold_tokens: whether an object without such words, or half of it, is better not shown
     """
     try:
         found = decoded(body)
@@ -187,7 +187,7 @@ def read_error(body: bytes, *, may_hold_tokens: bool = False) -> str:
         words = [str(item[key]) for key in ("message", "fields") if item.get(key)]
         if words:
             return shown(": ".join(words).encode("utf-8", "replace"))
-    if may_hold_tokens and without_mark(body).lstrip()[:1] in (b"{", b"[", b'"'):
+    if may_hold_tokens and without_mark(body).lstrip()[:1] == b"{":
         return _not_shown(body)
     return shown(body)
 
