@@ -10,16 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperatorLink
 
+from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.protocol import routes
 
 if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
-__all__ = ["BatchExecutionLink", "batch_url"]
+__all__ = ["BatchExecutionLink", "batch_url", "is_id"]
+
+
+def is_id(execution_id: Any) -> bool:
+    """Whether there is an execution: a template makes the text ``None`` of an id that is none."""
+    return execution_id not in (None, "", "None")
 
 
 def batch_url(server_url: str, service_name: str, service_version: str, execution_id: str) -> str:
-    """Where the server shows an execution's state and results."""
+    """Where the server shows an execution's state and results.
+
+    :raises InputError: there is no execution
+    """
+    if not is_id(execution_id):
+        raise InputError(
+            f"execution_id: found {execution_id!r}, expected the id of a batch; "
+            "a table without records has none when on_empty='succeed'"
+        )
     return server_url + routes.BATCH.path(
         name=service_name, version=service_version, executionId=execution_id
     )

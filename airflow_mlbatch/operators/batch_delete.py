@@ -10,6 +10,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors
+from airflow_mlbatch.links import is_id
 from airflow_mlbatch.operators.batch_score import EXECUTION_ID_KEY
 from airflow_mlbatch.operators.rendered import as_list
 
@@ -82,8 +83,7 @@ class BatchDeleteOperator(BaseOperator):
 
     def _ids(self) -> list[str]:
         found = as_list(self.execution_ids, of=(str, type(None)))
-        # "None" is what a template makes of a batch that was never started.
-        ids = [execution_id for execution_id in found if execution_id not in (None, "", "None")]
+        ids = [execution_id for execution_id in found if is_id(execution_id)]
         for execution_id in ids:
             if not isinstance(execution_id, str):
                 raise InputError(

@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow_mlbatch.errors import BatchError, InputError, RecordsFailedError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import checked
-from airflow_mlbatch.links import BatchExecutionLink, BatchTask
+from airflow_mlbatch.links import BatchExecutionLink, BatchTask, is_id
 from airflow_mlbatch.operators.assets import emit, with_outlet
 from airflow_mlbatch.operators.locations import comparable, location, paths_told
 from airflow_mlbatch.operators.rendered import (
@@ -305,8 +305,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
 
         :raises InputError: there is none, and there are rows
         """
-        # "None" is what a template makes of it.
-        if self.execution_id not in (None, "", "None"):
+        if is_id(self.execution_id):
             self._link_to(self.execution_id)
             return True
         if self.input_path is None or self._has_rows():

@@ -84,12 +84,6 @@ class Route:
 
 def _segment(key: str, value: str | int | None) -> str:
     name, text = _ARGUMENTS.get(key, key), str(value)
-    # "None" is what a template makes of it.
-    if key == "executionId" and text in ("None", ""):
-        raise InputError(
-            f"{name}: found {value!r}, expected the id of a batch; "
-            "a table without records has none when on_empty='succeed'"
-        )
     # HTTP clients fold "." and ".." into the path, quoted or not: such a name cannot be asked for.
     if value is None or text in ("", ".", ".."):
         raise InputError(f"{name}: found {value!r}, expected a name that can stand in a URL")

@@ -155,6 +155,8 @@ def test_templates_and_default_args(
         ({"path_template": "{index}"}, "path_template: found no {file_name}"),
         ({"path_template": "{file_name.__class__}"}, "path_template: found"),
         ({"execution_id": "nobody"}, "Execution not found"),
+        ({"execution_id": None}, "execution_id: found None, expected the id of a batch"),
+        ({"execution_id": "None"}, "execution_id: found 'None', expected the id of a batch"),
     ],
 )
 def test_bad_arguments(
