@@ -24,6 +24,7 @@ from airflow_mlbatch.operators.rendered import (
     as_table,
     as_whole_number,
 )
+from airflow_mlbatch.protocol.flows import PARALLEL_COUNT
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -172,7 +173,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         rejects_path: str | None = None,
         rejects_conn_id: str | None = None,
         rescore_failed: int = 0,
-        parallel_count: int = 10,
+        parallel_count: int = PARALLEL_COUNT,
         poll_interval: float | timedelta = 5.0,
         max_xcom_records: int = 10_000,
         mlbatch_conn_id: str = MLBatchHook.default_conn_name,

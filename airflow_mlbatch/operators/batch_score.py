@@ -6,12 +6,10 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, get_args
 
 from airflow.providers.common.compat.sdk import (
     AirflowException,
-    AirflowFailException,
-    AirflowSkipException,
     BaseOperator,
     conf,
 )
@@ -20,8 +18,15 @@ from airflow_mlbatch.errors import BatchError, BatchTimeoutError, InputError, ML
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors, checked, status_of_event
 from airflow_mlbatch.links import BatchExecutionLink, BatchTask, is_out_of_time
+from airflow_mlbatch.operators.empty import OnEmpty, check_on_empty, judge_empty
 from airflow_mlbatch.operators.locations import location
-from airflow_mlbatch.operators.rendered import as_row_range, as_seconds, as_table
+from airflow_mlbatch.operators.rendered import (
+    as_row_range,
+    as_seconds,
+    as_table,
+    as_whole_number,
+    check_choice,
+)
 from airflow_mlbatch.operators.siblings import Siblings
 from airflow_mlbatch.operators.submission import (
     STORE_KEY,
@@ -41,8 +46,6 @@ if TYPE_CHECKING:
     from airflow_mlbatch.protocol.results import BatchStatus
 
 __all__ = ["BatchScoreOperator"]
-
-OnEmpty = Literal["skip", "fail", "succeed"]
 
 # The id of the batch, pushed as soon as it is known: a task that fails later has no return value.
 EXECUTION_ID_KEY = "mlbatch_execution_id"
@@ -146,7 +149,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         self.mlbatch_conn_id = mlbatch_conn_id
         self.execution_id: str | None = None
         # The arguments as execute() understood them.
-        self._pause = 30.0
+        self._parallel, self._pause = PARALLEL_COUNT, 30.0
         self._limit: float | None = None
         self._is_killed = False
 
@@ -156,7 +159,6 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         self._is_killed = False
         with self._errors():
             self._check()
-            self._parallel_count()
             service = (self.service_name, self.service_version)
             siblings = Siblings(context, _score_tasks(context), service)
             self._tell_of_what_was_left(context, siblings)
@@ -164,7 +166,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             submission = self._submission(context, body, count, siblings)
             if count == 0:
                 submission.abandon()
-                self._judge_empty()
+                self.log.info("%s", judge_empty(self.on_empty, self.input_path or "records"))
                 return None
             submitted = submission.run()
             if not submitted.is_adopted:
@@ -231,13 +233,10 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         if (self.records is None) == (self.input_path is None):
             found = "neither" if self.records is None else "both"
             raise InputError(f"records, input_path: found {found}, expected one of them")
-        choices = {
-            "on_empty": (self.on_empty, ("skip", "fail", "succeed")),
-            "on_ambiguous_submission": (self.on_ambiguous_submission, ("fail", "resubmit")),
-        }
-        for field, (found, expected) in choices.items():
-            if found not in expected:
-                raise InputError(f"{field}: found {found!r}, expected one of {', '.join(expected)}")
+        check_on_empty(self.on_empty)
+        ways = get_args(OnAmbiguousSubmission)
+        check_choice("on_ambiguous_submission", self.on_ambiguous_submission, ways)
+        self._parallel = as_whole_number("parallel_count", self.parallel_count, least=1)
         if self.input_path is None:
             of_a_table = {"columns": self.columns, "row_range": as_row_range(self.row_range)}
             for field, given in of_a_table.items():
@@ -246,17 +245,6 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         # What waits must be right before there is something to wait for.
         self._pause = as_seconds("poll_interval", self.poll_interval)
         self._limit = None if self.timeout is None else as_seconds("timeout", self.timeout)
-
-    def _parallel_count(self) -> int:
-        try:
-            count = int(self.parallel_count)  # a rendered template is text
-        except (TypeError, ValueError):
-            count = 0
-        if count < 1:
-            raise InputError(
-                f"parallel_count: found {self.parallel_count!r}, expected a whole number above 0"
-            )
-        return count
 
     def _encode(self) -> tuple[bytes, int]:
         """The body of the request and the number of records in it."""
@@ -276,14 +264,6 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         )
         return encode_columns(inputs, columns), count
 
-    def _judge_empty(self) -> None:
-        told = f"there are no records to score in {self.input_path or 'records'}"
-        if self.on_empty == "skip":
-            raise AirflowSkipException(told)
-        if self.on_empty == "fail":
-            raise AirflowFailException(told)
-        self.log.info("%s", told)
-
     # --- the batch -------------------------------------------------------------------------------
 
     def _tell_of_what_was_left(self, context: Context, siblings: Siblings) -> None:
@@ -296,9 +276,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
     def _submission(
         self, context: Context, body: bytes, count: int, siblings: Siblings
     ) -> Submission:
-        payload = Payload(
-            self.service_name, self.service_version, body, count, self._parallel_count()
-        )
+        payload = Payload(self.service_name, self.service_version, body, count, self._parallel)
         return Submission(
             self.hook,
             self._store(context),

@@ -1,14 +1,15 @@
 """Arguments as a template leaves them.
 
 Law: a number, a list or a dict that went through a template is text (``"5"``, ``"[0, 3]"``), unless
-the Dag renders native objects; both mean the same here. What is neither is refused with the argument's name.
+the Dag renders native objects; both mean the same here. What is neither is refused with the
+argument's name.
 """
 
 from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "as_seconds",
     "as_table",
     "as_whole_number",
+    "check_choice",
 ]
 
 
@@ -29,15 +31,23 @@ def as_whole_number(name: str, found: Any, *, least: int = 0) -> int:
 
     :raises InputError: it is something else, or less than ``least``
     """
-    number = found
-    if isinstance(found, str):
-        try:
-            number = int(found)
-        except ValueError:
-            number = None
-    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+    try:
+        number = int(found)
+        is_whole = isinstance(found, str) or number == found
+    except (TypeError, ValueError, OverflowError):
+        number, is_whole = 0, False
+    if not is_whole or isinstance(found, bool) or number < least:
         raise InputError(f"{name}: found {found!r:.80}, expected a whole number from {least} on")
     return number
+
+
+def check_choice(name: str, found: Any, choices: Sequence[str]) -> None:
+    """Refuse what is none of a few words.
+
+    :raises InputError: it is none of them
+    """
+    if found not in choices:
+        raise InputError(f"{name}: found {found!r:.80}, expected one of {', '.join(choices)}")
 
 
 def as_seconds(name: str, found: Any) -> float:

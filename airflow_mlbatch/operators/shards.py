@@ -10,12 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.providers.common.compat.sdk import (
-    AirflowFailException,
-    AirflowSkipException,
-    BaseOperator,
-    conf,
-)
+from airflow.providers.common.compat.sdk import BaseOperator, conf
 
 from airflow_mlbatch.errors import InputError, RecordsFailedError
 from airflow_mlbatch.hooks import MLBatchHook
@@ -27,7 +22,7 @@ from airflow_mlbatch.operators.batch_results import (
     ScoredTable,
     attempt_of,
 )
-from airflow_mlbatch.operators.batch_score import OnEmpty
+from airflow_mlbatch.operators.empty import OnEmpty, check_on_empty, judge_empty
 from airflow_mlbatch.operators.locations import comparable, location, paths_told
 from airflow_mlbatch.operators.rendered import as_kept_columns, as_list, as_table, as_whole_number
 
@@ -147,7 +142,7 @@ class ShardPlanOperator(BaseOperator):
             path = location(self.input_path, self.input_conn_id)
             row_count = count_rows(path, self.input_format)
             if row_count == 0:
-                self._judge_empty()
+                self.log.info("%s", judge_empty(self.on_empty, self.input_path))
             most = conf.getint("core", "max_map_length", fallback=_DEFAULT_MAP_LENGTH)
             shards = plan_shards(row_count, size, most)
             service = MLBatchHook(self.mlbatch_conn_id).get_service(
@@ -178,10 +173,7 @@ class ShardPlanOperator(BaseOperator):
         ]
 
     def _check(self) -> None:
-        if self.on_empty not in ("skip", "fail", "succeed"):
-            raise InputError(
-                f"on_empty: found {self.on_empty!r}, expected one of skip, fail, succeed"
-            )
+        check_on_empty(self.on_empty)
         # Files called part-… that are not of this run are removed from these folders.
         source = comparable(self.input_path).rpartition("/")[0]
         folder = comparable(self.output_path)
@@ -212,14 +204,6 @@ class ShardPlanOperator(BaseOperator):
         check_writable(pa.schema([present.field(name) for name in kept]), kind, "output_path")
         if self.rejects_path is not None:
             check_writable(rejects_schema(present, present.names), kind, "rejects_path")
-
-    def _judge_empty(self) -> None:
-        told = f"there are no records to score in {self.input_path}"
-        if self.on_empty == "skip":
-            raise AirflowSkipException(told)
-        if self.on_empty == "fail":
-            raise AirflowFailException(told)
-        self.log.info("%s", told)
 
 
 class ShardResultsOperator(BatchResultsOperator):

@@ -10,7 +10,8 @@ from airflow.providers.common.compat.sdk import TaskGroup, task_group
 
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.operators.batch_delete import BatchDeleteOperator
-from airflow_mlbatch.operators.batch_score import BatchScoreOperator, OnEmpty
+from airflow_mlbatch.operators.batch_score import BatchScoreOperator
+from airflow_mlbatch.operators.empty import OnEmpty
 from airflow_mlbatch.operators.shards import (
     DatasetCommitOperator,
     ShardPlanOperator,

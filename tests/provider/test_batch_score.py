@@ -136,7 +136,7 @@ def test_a_version_that_native_rendering_made_a_number_of(
         ({"records": [{"y": 1}]}, "field 'x'"),
         (
             {"records": [{"x": 1}], "parallel_count": 0},
-            "parallel_count: found 0, expected a whole number above 0",
+            "parallel_count: found 0, expected a whole number from 1 on",
         ),
         ({"records": [{"x": 1}], "service_name": "unknown"}, "unknown"),
         ({"input_path": "/nowhere/at/all.csv"}, "/nowhere/at/all.csv"),
