@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_mlbatch.errors import BatchError, InputError, ReplyTooLargeError
+from airflow_mlbatch.errors import InputError, ReplyTooLargeError
 from airflow_mlbatch.hooks import MLBatchHook
-from airflow_mlbatch.hooks.outcomes import airflow_errors, checked
+from airflow_mlbatch.hooks.outcomes import airflow_errors, completed
 from airflow_mlbatch.links import BatchExecutionLink, batch_url
 from airflow_mlbatch.operators.batch_results import attempt_of
 from airflow_mlbatch.operators.locations import location
@@ -152,12 +152,7 @@ class ArtifactDownloadOperator(BaseOperator):
         :raises BatchError: the batch still runs, so files are still to come
         :raises InputError: there is no such record
         """
-        status = checked(self.execution_id, hook.get_batch_status(*self._named()))
-        if not status.is_terminal:
-            raise BatchError(
-                f"execution {self.execution_id} is not complete ({status}); wait for it with "
-                "BatchStateSensor, or score with wait_for_completion=True"
-            )
+        status = completed(self.execution_id, hook.get_batch_status(*self._named()))
         total = status.total_item_count
         if wanted is None:
             return range(total)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_mlbatch.errors import BatchError, InputError, RecordsFailedError
+from airflow_mlbatch.errors import InputError, RecordsFailedError
 from airflow_mlbatch.hooks import MLBatchHook
-from airflow_mlbatch.hooks.outcomes import checked
+from airflow_mlbatch.hooks.outcomes import checked, completed
 from airflow_mlbatch.links import BatchExecutionLink, BatchTask, is_id
 from airflow_mlbatch.operators.assets import emit, with_outlet
 from airflow_mlbatch.operators.locations import comparable, location, paths_told
@@ -334,13 +334,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         status = self.hook.get_batch_status(
             self.service_name, self.service_version, self.execution_id
         )
-        checked(self.execution_id, status)
-        if not status.is_terminal:
-            raise BatchError(
-                f"execution {self.execution_id} is not complete ({status}); wait for it with "
-                "BatchStateSensor, or score with wait_for_completion=True"
-            )
-        return status.total_item_count
+        return completed(self.execution_id, status).total_item_count
 
     def _first_row(self) -> int:
         return 0 if self._rows is None else self._rows[0]
