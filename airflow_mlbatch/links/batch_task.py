@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException
 
@@ -13,15 +12,7 @@ from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors
 from airflow_mlbatch.links.batch_execution import batch_url
 
-__all__ = ["BatchTask", "is_out_of_time"]
-
-
-def is_out_of_time(next_method: str, next_kwargs: Mapping[str, Any] | None) -> bool:
-    """Whether a task is resumed because nobody kept its deadline in the triggerer.
-
-    The words are those that Airflow's scheduler writes when the time-out of a deferral passes.
-    """
-    return next_method == "__fail__" and (next_kwargs or {}).get("error") == "Trigger timeout"
+__all__ = ["BatchTask"]
 
 
 class BatchTask:

@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_mlbatch.errors import BatchError, BatchTimeoutError, InputError, MLBatchError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors, checked, status_of_event
-from airflow_mlbatch.links import BatchExecutionLink, BatchTask, is_out_of_time
+from airflow_mlbatch.links import BatchExecutionLink, BatchTask
 from airflow_mlbatch.operators.empty import OnEmpty, check_on_empty, judge_empty
 from airflow_mlbatch.operators.locations import location
 from airflow_mlbatch.operators.rendered import (
@@ -39,6 +39,7 @@ from airflow_mlbatch.operators.submission import (
 from airflow_mlbatch.protocol.flows import PARALLEL_COUNT
 from airflow_mlbatch.protocol.messages import Report
 from airflow_mlbatch.triggers import BatchStateTrigger
+from airflow_mlbatch.triggers.deferral import is_out_of_time, time_left
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -49,8 +50,6 @@ __all__ = ["BatchScoreOperator"]
 
 # The id of the batch, pushed as soon as it is known: a task that fails later has no return value.
 EXECUTION_ID_KEY = "mlbatch_execution_id"
-# See the sensor: the trigger keeps the deadline, this catches one that is stuck or never ran.
-_BACKSTOP = timedelta(minutes=10)
 
 
 class BatchScoreOperator(BatchTask, BaseOperator):
@@ -346,14 +345,11 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             deadline=deadline,
             cancel_on_kill=self.cancel_on_kill,
         )
-        left = None
-        if deadline is not None:
-            left = timedelta(seconds=max(deadline - time.time(), 0.0)) + _BACKSTOP
         self.defer(
             trigger=trigger,
             method_name="execute_complete",
             kwargs={"limited_by": limited_by},
-            timeout=left,
+            timeout=None if deadline is None else time_left(deadline),
         )
         raise AssertionError("defer does not return")
 

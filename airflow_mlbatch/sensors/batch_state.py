@@ -25,9 +25,10 @@ from airflow.providers.common.compat.sdk import (
 from airflow_mlbatch.errors import BatchFailedError, BatchTimeoutError, MLBatchError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors, checked, status_of_event, summary
-from airflow_mlbatch.links import BatchExecutionLink, BatchTask, is_out_of_time
+from airflow_mlbatch.links import BatchExecutionLink, BatchTask
 from airflow_mlbatch.protocol.results import BatchStatus
 from airflow_mlbatch.triggers import BatchStateTrigger
+from airflow_mlbatch.triggers.deferral import is_out_of_time, time_left
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchStateSensor"]
 
-# The deadline is kept inside the trigger, which can still say how far the batch came. Airflow's own
-# time-out of a deferral catches a trigger that is stuck or never ran.
-BACKSTOP = timedelta(minutes=10)
 # Where a retry finds when the first attempt began to wait.
 _STORE_KEY = "mlbatch_waiting"
 # A poll that fails is tried again within the same poke, and not only after a poke_interval of hours.
@@ -210,7 +208,7 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
             ),
             method_name="execute_complete",
             kwargs={"deadline": deadline, "limited_by": limited_by},
-            timeout=timedelta(seconds=max(deadline - time.time(), 0.0)) + BACKSTOP,
+            timeout=time_left(deadline),
         )
         raise AssertionError("defer does not return")
 
