@@ -35,6 +35,7 @@ from airflow_mlbatch.operators.submission import (
     StateStore,
     Submission,
     Submitted,
+    left_behind,
 )
 from airflow_mlbatch.protocol.flows import PARALLEL_COUNT
 from airflow_mlbatch.protocol.messages import Report
@@ -201,11 +202,9 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context
     ) -> Any:
         """As Airflow does it; but where no triggerer kept the deadline, that is made up for."""
-        left: Any = None
-        if is_out_of_time(next_method, next_kwargs):
-            store = context.get("task_state_store") if self.durable else None
-            left = store.get(STORE_KEY) if store is not None else None
-        if not isinstance(left, dict) or left.get("execution_id") is None:
+        is_late = is_out_of_time(next_method, next_kwargs)
+        left = left_behind(self._store(context)) if is_late else None
+        if left is None or left.get("execution_id") is None:
             return super().resume_execution(next_method, next_kwargs, context)
         with self._errors():
             self._check()
@@ -267,18 +266,23 @@ class BatchScoreOperator(BatchTask, BaseOperator):
 
     def _tell_of_what_was_left(self, context: Context, siblings: Siblings) -> None:
         """At once: what an earlier attempt told the others was wiped when this one began."""
-        store = context.get("task_state_store") if self.durable and siblings.exist else None
-        left: Any = store.get(STORE_KEY) if store is not None else None
-        if isinstance(left, dict):
+        left = left_behind(self._store(context)) if siblings.exist else None
+        if left is not None:
             siblings.tell(left["count"], left.get("execution_id"))
 
     def _submission(
         self, context: Context, body: bytes, count: int, siblings: Siblings
     ) -> Submission:
         payload = Payload(self.service_name, self.service_version, body, count, self._parallel)
+        store = self._store(context)
+        if self.durable and store is None:
+            self.log.info(
+                "this version of Airflow keeps no task state (3.3 does): a retry of this task starts "
+                "the batch again"
+            )
         return Submission(
             self.hook,
-            self._store(context),
+            store,
             payload,
             cancels=self.cancel_on_kill,
             on_ambiguous_submission=self.on_ambiguous_submission,
@@ -288,15 +292,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         )
 
     def _store(self, context: Context) -> StateStore | None:
-        if not self.durable:
-            return None
-        store: StateStore | None = context.get("task_state_store")
-        if store is None:
-            self.log.info(
-                "this version of Airflow keeps no task state (3.3 does): a retry of this task starts "
-                "the batch again"
-            )
-        return store
+        return context.get("task_state_store") if self.durable else None
 
     def _running(self, execution_id: str) -> None:
         self.execution_id = execution_id
@@ -387,7 +383,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
 
     def _succeeded(self, context: Context) -> str | None:
         """Forget the submission, as the last step: a cleared task that had succeeded scores again."""
-        store = self._store(context) if self.durable and "task_state_store" in context else None
+        store = self._store(context)
         if store is not None:
             store.delete(STORE_KEY)
         return self.execution_id

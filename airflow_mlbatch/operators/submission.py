@@ -32,7 +32,15 @@ if TYPE_CHECKING:
     from airflow_mlbatch.hooks import MLBatchHook
     from airflow_mlbatch.operators.siblings import Siblings
 
-__all__ = ["STORE_KEY", "OnAmbiguousSubmission", "StateStore", "Submission", "Submitted"]
+__all__ = [
+    "STORE_KEY",
+    "OnAmbiguousSubmission",
+    "Payload",
+    "StateStore",
+    "Submission",
+    "Submitted",
+    "left_behind",
+]
 
 STORE_KEY = "mlbatch_submission"
 OnAmbiguousSubmission = Literal["fail", "resubmit"]
@@ -61,6 +69,12 @@ class StateStore(Protocol):
     def set(self, key: str, value: Any) -> None: ...
 
     def delete(self, key: str) -> None: ...
+
+
+def left_behind(store: StateStore | None) -> dict[str, Any] | None:
+    """The submission that an earlier attempt wrote down and nobody has forgotten since."""
+    left = store.get(STORE_KEY) if store is not None else None
+    return left if isinstance(left, dict) else None
 
 
 @dataclass(frozen=True)
@@ -122,7 +136,7 @@ class Submission:
         on_ambiguous_submission: OnAmbiguousSubmission,
         log: logging.Logger | Any,
         siblings: Siblings,
-        max_tries: int | None = None,
+        max_tries: int | None,
     ) -> None:
         self._hook, self._store, self._payload = hook, store, payload
         self._cancels, self._on_ambiguous = cancels, on_ambiguous_submission
@@ -136,7 +150,7 @@ class Submission:
         :raises SubmissionUnknownError: the line was lost, and the server shows no new execution
         """
         fingerprint = self._payload.fingerprint(self._hook.url)
-        left = self._left()
+        left = left_behind(self._store)
         if left is not None:
             if left.get("fingerprint") == fingerprint:
                 adopted = self._adopt(left)
@@ -148,16 +162,12 @@ class Submission:
 
     def abandon(self) -> None:
         """There are no records any more: drop the batch of an earlier attempt, which had some."""
-        left = self._left()
+        left = left_behind(self._store)
         if left is not None:
             self._drop(left)
             self._forget(left)
 
     # --- what an earlier attempt left ------------------------------------------------------------
-
-    def _left(self) -> dict[str, Any] | None:
-        left = self._store.get(STORE_KEY) if self._store is not None else None
-        return left if isinstance(left, dict) else None
 
     def _forget(self, left: dict[str, Any]) -> None:
         if self._store is not None:
