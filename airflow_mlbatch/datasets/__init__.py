@@ -31,7 +31,7 @@ Where to find what::
 
     failures.FailurePolicy(max_failed_records=0).judge(failed, total, log.first, what="")
     failures.FailureLog(inputs=None).take(scored batch, input batch); .failed .total .first
-    failures.open_rejects(path, *, input_schema=None, columns=None, format=None, attempt=None)
+    failures.open_rejects(path, *, input_schema=None, attempt=None)
         with … as rejects: rejects.take(scored batch, input batch)
     failures.splice(RecordBlock, {index: RecordResult}) -> RecordBlock
 

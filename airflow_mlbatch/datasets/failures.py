@@ -234,43 +234,41 @@ def open_rejects(
     path: StoragePath,
     *,
     input_schema: pa.Schema | None = None,
-    columns: Sequence[str] | None = None,
-    format: str | None = None,
     attempt: str | None = None,
 ) -> AbstractContextManager[RejectsWriter]:
-    """Write failed rows to ``path``; in place after the ``with`` block.
+    """Write failed rows to ``path``, in the format of its name; in place after the ``with`` block.
 
     :param input_schema: of the input rows, ``None`` when there is no input table
-    :param columns: columns of the input to write, ``None`` for all
     :raises DatasetError: an input column has the name of one of the two added ones
     """
     import contextlib
 
-    names = list((input_schema.names if input_schema else []) if columns is None else columns)
-    schema = rejects_schema(input_schema, names)
+    names = [] if input_schema is None else input_schema.names
+    schema = rejects_schema(input_schema)
 
     @contextlib.contextmanager
     def opened() -> Iterator[RejectsWriter]:
-        with open_table(path, format=format, schema=schema, attempt=attempt) as table:
+        with open_table(path, schema=schema, attempt=attempt) as table:
             yield RejectsWriter(table, names, schema)
 
     return opened()
 
 
-def rejects_schema(input_schema: pa.Schema | None, names: Sequence[str]) -> pa.Schema:
+def rejects_schema(input_schema: pa.Schema | None) -> pa.Schema:
     """The columns of the rejects: those of the input, ``mlbatch_index``, ``mlbatch_error``.
 
     :raises DatasetError: an input column has the name of one of the two added ones
     """
     import pyarrow as pa
 
-    clashes = [name for name in names if name in (INDEX_COLUMN, ERROR_COLUMN)]
+    inputs = list(input_schema or ())
+    clashes = [field.name for field in inputs if field.name in (INDEX_COLUMN, ERROR_COLUMN)]
     if clashes:
         raise DatasetError(
             f"rejects_path: found {', '.join(map(repr, clashes))} among the input columns, "
             "which the rejects add; rename them in the input"
         )
-    fields = [] if input_schema is None else [_as_asked(input_schema.field(name)) for name in names]
+    fields = [_as_asked(field) for field in inputs]
     return pa.schema(
         [*fields, pa.field(INDEX_COLUMN, pa.int64()), pa.field(ERROR_COLUMN, pa.string())]
     )

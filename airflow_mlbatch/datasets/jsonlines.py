@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import msgspec
 
 from airflow_mlbatch.errors import DatasetError, RecordError
+from airflow_mlbatch.protocol.documents import BYTE_ORDER_MARK
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,7 +37,6 @@ _INFERRED: dict[bytes, bytes] = {b"mlbatch.inferred": b"1"}
 
 _CHUNK = 4 * 1024 * 1024
 _ESCAPED = re.compile(r'[\x00-\x1f"\\]')
-_BOM = b"\xef\xbb\xbf"
 
 
 def read_lines(file: BinaryIO, start: int = 0, stop: int | None = None) -> Iterator[list[bytes]]:
@@ -45,7 +45,7 @@ def read_lines(file: BinaryIO, start: int = 0, stop: int | None = None) -> Itera
     while stop is None or row < stop:
         chunk = file.read(_CHUNK)
         if is_first:
-            chunk, is_first = chunk.removeprefix(_BOM), False
+            chunk, is_first = chunk.removeprefix(BYTE_ORDER_MARK), False
         whole, rest = _cut(rest + chunk, is_last=not chunk)
         lines = [line for line in whole.splitlines() if line and not line.isspace()]
         wanted = lines[max(0, start - row) : None if stop is None else stop - row]

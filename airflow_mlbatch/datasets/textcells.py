@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from airflow_mlbatch.errors import DatasetError
+from airflow_mlbatch.protocol.documents import BYTE_ORDER_MARK
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,7 +109,7 @@ def _blank_lines_before_header(file: BinaryIO) -> int:
     """How many lines :func:`read_header` has passed over; the file is at its beginning again."""
     head = b""
     while more := file.read(_HEAD):
-        head = (head + more).removeprefix(b"\xef\xbb\xbf")
+        head = (head + more).removeprefix(BYTE_ORDER_MARK)
         if head.strip(b"\r\n"):
             break
     file.seek(0)

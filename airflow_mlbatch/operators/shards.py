@@ -203,7 +203,7 @@ class ShardPlanOperator(BaseOperator):
         kind = named_format(self.format or "parquet").name
         check_writable(pa.schema([present.field(name) for name in kept]), kind, "output_path")
         if self.rejects_path is not None:
-            check_writable(rejects_schema(present, present.names), kind, "rejects_path")
+            check_writable(rejects_schema(present), kind, "rejects_path")
 
 
 class ShardResultsOperator(BatchResultsOperator):

@@ -41,7 +41,8 @@ __all__ = [
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _SHOWN_CHARACTERS = 300
-# Some libraries of .NET begin UTF-8 with it. It means nothing, and the vendor's clients skip it.
+# Some libraries of .NET begin UTF-8 with it, and so does Excel. It means nothing, and the vendor's
+# clients skip it.
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 

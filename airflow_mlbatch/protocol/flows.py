@@ -515,9 +515,7 @@ class Flows:
         is_alive = tokens.expires_at is None or now < tokens.expires_at
         return tokens.access_token if is_alive else None
 
-    def _renewed(
-        self, refused: str | None, failure_before: MLBatchError | None = None
-    ) -> Flow[str]:
+    def _renewed(self, refused: str | None, failure_before: MLBatchError | None) -> Flow[str]:
         # Another flow may have renewed while this one waited for the lock, or failed to: thousands
         # that try in turn would lock the account, or wait for a dead server one after another.
         token = self._usable(refused, (yield Now()))

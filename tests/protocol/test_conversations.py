@@ -275,8 +275,8 @@ def test_a_renewal_refused_for_one_is_not_done_again_for_the_other() -> None:
     flows = always()
     world = World([tokens(1), HEALTHY, tokens(2)])
     world.run(flows.get_server_status())
-    assert world.run(flows._renewed("access-1")) == "access-2"
-    assert world.run(flows._renewed("access-1")) == "access-2"
+    assert world.run(flows._renewed("access-1", None)) == "access-2"
+    assert world.run(flows._renewed("access-1", None)) == "access-2"
     assert world.lines.count("POST /login/refreshToken") == 1
 
 
