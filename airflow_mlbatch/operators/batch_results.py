@@ -534,7 +534,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         log: FailureLog,
     ) -> tuple[WrittenTable, WrittenTable | None]:
         """The table and its rejects; the rejects are written also when there are too many of them."""
-        from airflow_mlbatch.datasets.failures import open_rejects, splice
+        from airflow_mlbatch.datasets.failures import splice
         from airflow_mlbatch.datasets.formats import table_format
         from airflow_mlbatch.datasets.locations import remove
         from airflow_mlbatch.datasets.scored import ScoredRows
@@ -551,17 +551,9 @@ class BatchResultsOperator(BatchTask, BaseOperator):
                 first_index=self._first_row(),
                 data_frames=self.data_frames,
             )
+            rejects = stack.enter_context(self._open_rejects(rows, attempt))
             takers: list[FailureLog | RejectsWriter] = [log]
-            rejects = None
-            rejects_path = self._rejects()
-            if rejects_path is not None:
-                rejects = stack.enter_context(
-                    open_rejects(
-                        rejects_path,
-                        input_schema=None if rows is None else rows.schema,
-                        attempt=attempt,
-                    )
-                )
+            if rejects is not None:
                 takers.append(rejects)
             try:
                 with open_table(output, format=self.format, attempt=attempt) as table:
@@ -592,6 +584,17 @@ class BatchResultsOperator(BatchTask, BaseOperator):
             raise too_many
         assert table.written is not None
         return table.written, None if rejects is None else rejects.written
+
+    def _open_rejects(
+        self, rows: TableRows | None, attempt: str
+    ) -> contextlib.AbstractContextManager[RejectsWriter | None]:
+        from airflow_mlbatch.datasets.failures import open_rejects
+
+        path = self._rejects()
+        if path is None:
+            return contextlib.nullcontext()
+        schema = None if rows is None else rows.schema
+        return open_rejects(path, input_schema=schema, attempt=attempt)
 
     @contextlib.contextmanager
     def _input_rows(self, service: Service) -> Iterator[tuple[TableRows | None, list[str]]]:

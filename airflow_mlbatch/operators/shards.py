@@ -126,17 +126,11 @@ class ShardPlanOperator(BaseOperator):
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Count, check the columns, and cut."""
         from airflow_mlbatch.datasets.failures import FailurePolicy
-        from airflow_mlbatch.datasets.parts import (
-            begin_dataset,
-            part_name,
-            plan_shards,
-            remove_other_parts,
-        )
-        from airflow_mlbatch.datasets.readers import count_rows, read_inputs
+        from airflow_mlbatch.datasets.parts import plan_shards
+        from airflow_mlbatch.datasets.readers import count_rows
 
         with airflow_errors():
             policy = FailurePolicy(self.max_failed_records)
-            part_name(0, self.format or "parquet")
             size = as_whole_number("records_per_batch", self.records_per_batch, least=1)
             self._check()
             path = location(self.input_path, self.input_conn_id)
@@ -145,23 +139,8 @@ class ShardPlanOperator(BaseOperator):
                 self.log.info("%s", judge_empty(self.on_empty, self.input_path))
             most = conf.getint("core", "max_map_length", fallback=_DEFAULT_MAP_LENGTH)
             shards = plan_shards(row_count, size, most)
-            service = MLBatchHook(self.mlbatch_conn_id).get_service(
-                self.service_name, self.service_version
-            )
-            # A column that is not there is one clear error here, not one for each shard.
-            first = (0, min(1, row_count))
-            read_inputs(
-                path,
-                service.inputs,
-                columns=as_table(self.columns),
-                row_range=first,
-                format=self.input_format,
-            )
-            self._check_columns(path, service)
-            begin_dataset(location(self.output_path, self.output_conn_id))
-            if self.rejects_path is not None:
-                # Also if this run fails, what it rejects is not mixed up with an earlier run's.
-                remove_other_parts(location(self.rejects_path, self.rejects_conn_id), set())
+            self._check_columns(path, row_count)
+            self._take_back()
         self.log.info("planned %s shards of %s rows", f"{len(shards):,}", f"{row_count:,}")
         return [
             {
@@ -173,7 +152,10 @@ class ShardPlanOperator(BaseOperator):
         ]
 
     def _check(self) -> None:
+        from airflow_mlbatch.datasets.formats import named_format
+
         check_on_empty(self.on_empty)
+        named_format(self.format or "parquet")
         # Files called part-… that are not of this run are removed from these folders.
         source = comparable(self.input_path).rpartition("/")[0]
         folder = comparable(self.output_path)
@@ -189,7 +171,22 @@ class ShardPlanOperator(BaseOperator):
                 f"rejects_path: found {str(self.rejects_path)!r:.200}, expected a folder of its own"
             )
 
-    def _check_columns(self, path: Any, service: Service) -> None:
+    def _check_columns(self, path: Any, row_count: int) -> None:
+        """A column that is not there is one clear error here, not one for each shard."""
+        from airflow_mlbatch.datasets.readers import read_inputs
+
+        hook = MLBatchHook(self.mlbatch_conn_id)
+        service = hook.get_service(self.service_name, self.service_version)
+        read_inputs(
+            path,
+            service.inputs,
+            columns=as_table(self.columns),
+            row_range=(0, min(1, row_count)),
+            format=self.input_format,
+        )
+        self._check_writable(path, service)
+
+    def _check_writable(self, path: Any, service: Service) -> None:
         """What each shard would find only after it was scored: columns that cannot be written."""
         import pyarrow as pa
 
@@ -204,6 +201,15 @@ class ShardPlanOperator(BaseOperator):
         check_writable(pa.schema([present.field(name) for name in kept]), kind, "output_path")
         if self.rejects_path is not None:
             check_writable(rejects_schema(present), kind, "rejects_path")
+
+    def _take_back(self) -> None:
+        """What an earlier run published is complete no more."""
+        from airflow_mlbatch.datasets.parts import begin_dataset, remove_other_parts
+
+        begin_dataset(location(self.output_path, self.output_conn_id))
+        if self.rejects_path is not None:
+            # Also if this run fails, what it rejects is not mixed up with an earlier run's.
+            remove_other_parts(location(self.rejects_path, self.rejects_conn_id), set())
 
 
 class ShardResultsOperator(BatchResultsOperator):
@@ -331,7 +337,7 @@ class DatasetCommitOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Check, judge, publish; the XCom is the counts and the path of the manifest."""
-        from airflow_mlbatch.datasets.failures import Failure, FailurePolicy
+        from airflow_mlbatch.datasets.failures import FailurePolicy
         from airflow_mlbatch.datasets.parts import (
             MANIFEST_NAME,
             publish_dataset,
@@ -347,17 +353,7 @@ class DatasetCommitOperator(BaseOperator):
             if self.rejects_path is not None:
                 rejects = location(self.rejects_path, self.rejects_conn_id)
                 remove_other_parts(rejects, {part["name"] for part in parts})
-            failures = [
-                Failure(found["index"], found["error"], found["inputs"])
-                for part in parts
-                for found in part.get("first_failures", ())
-            ]
-            failed = sum(part["failed"] for part in parts)
-            try:
-                policy.judge(failed, row_count, failures, what=self.service_name)
-            except RecordsFailedError as error:
-                error.is_permanent = True  # the parts are what they are
-                raise
+            self._judge(policy, parts, row_count)
             folder = location(self.output_path, self.output_conn_id)
             manifest = publish_dataset(
                 folder,
@@ -401,6 +397,23 @@ class DatasetCommitOperator(BaseOperator):
             pulled = [pulled]
         # Also of instances that are gone: a run that is cleared may plan fewer shards than before.
         return [dict(part) for part in pulled or () if part and part["shard"] < shards]
+
+    def _judge(
+        self, policy: FailurePolicy, parts: Sequence[Mapping[str, Any]], row_count: int
+    ) -> None:
+        from airflow_mlbatch.datasets.failures import Failure
+
+        failures = [
+            Failure(found["index"], found["error"], found["inputs"])
+            for part in parts
+            for found in part.get("first_failures", ())
+        ]
+        failed = sum(part["failed"] for part in parts)
+        try:
+            policy.judge(failed, row_count, failures, what=self.service_name)
+        except RecordsFailedError as error:
+            error.is_permanent = True  # the parts are what they are
+            raise
 
     def _empty_schema(self, hook: MLBatchHook) -> Any:
         """The columns of a dataset without rows: the kept ones, the outputs, and our own."""
