@@ -78,8 +78,8 @@ class BatchScoreOperator(BatchTask, BaseOperator):
     :param wait_for_completion: return only when the batch is complete
     :param deferrable: wait in the triggerer; without ``wait_for_completion`` there is nothing to defer
     :param poll_interval: seconds (or a ``timedelta``) between polls while waiting
-    :param timeout: seconds (or a ``timedelta``) from the submission, across retries, until the batch is cancelled and the
-        task fails; ``None`` for no limit
+    :param timeout: seconds (or a ``timedelta``) from the submission, across retries, until the batch
+        is cancelled and the task fails; ``None`` for no limit
     :param cancel_on_kill: cancel the batch when a user kills, clears or marks the task while it runs
         or is deferred (deferred: Airflow 3.3)
     :param durable: keep the submission in Airflow's task state store (3.3)

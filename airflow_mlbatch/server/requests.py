@@ -41,7 +41,8 @@ def bearer_token(request: Request) -> str | None:
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """Read the whole body.
 
-    :raises Refusal: 413 above the limit, 415 for a packed one, 408 when it stops arriving, or as good as stops
+    :raises Refusal: 413 above the limit, 415 for a packed one, 408 when it stops arriving, or as good
+        as stops
     """
     encoding = request.headers.get("content-encoding", "identity").strip().casefold()
     if encoding not in ("", "identity"):

@@ -60,7 +60,8 @@ class BatchScoreTaskGroup(TaskGroup):
     :param parallel_count: how many records of a batch the server may score at once
     :param deferrable: wait for the batches in the triggerer
     :param poll_interval: seconds (or a ``timedelta``) between polls
-    :param timeout: seconds (or a ``timedelta``) from its submission until a batch is cancelled and its task fails
+    :param timeout: seconds (or a ``timedelta``) from its submission until a batch is cancelled and
+        its task fails
     :param cleanup: delete the batches on the server at the end, also when the run failed
     :param mlbatch_conn_id: connection of type ``mlbatch``; ``mlbatch_default`` unless given
     :param task_args: arguments for all tasks of the group (``retries``, ``pool``, …)
