@@ -437,11 +437,6 @@ def _column_for_input(
 ) -> dict[str, str]:
     if not inputs:
         raise DatasetError("inputs: the service declares none, so a table has nothing to score")
-    if columns is not None and not isinstance(columns, Mapping):
-        raise DatasetError(
-            f"columns: found {columns!r:.80}, expected a dict of the service's inputs and the "
-            "table's columns"
-        )
     declared = [parameter.name for parameter in inputs]
     strangers = [name for name in columns or () if name not in declared]
     if strangers:

@@ -17,11 +17,11 @@ from airflow_mlbatch.links import BatchExecutionLink, BatchTask, is_id
 from airflow_mlbatch.operators.assets import emit, with_outlet
 from airflow_mlbatch.operators.locations import comparable, location, paths_told
 from airflow_mlbatch.operators.rendered import (
+    as_columns,
     as_kept_columns,
     as_list,
     as_row_range,
     as_seconds,
-    as_table,
     as_whole_number,
 )
 from airflow_mlbatch.protocol.flows import PARALLEL_COUNT
@@ -208,6 +208,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         self._rows: tuple[int, int | None] | None = None
         self._ids: list[str] = []
         self._kept: Any = "all"
+        self._columns: Mapping[str, str] | None = None
 
     def execute(self, context: Context) -> Any:
         """Read, judge, write."""
@@ -252,7 +253,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         self._parallel = as_whole_number("parallel_count", self.parallel_count, least=1)
         self._pause = as_seconds("poll_interval", self.poll_interval)
         self._rows = as_row_range(self.row_range)
-        self.columns = as_table(self.columns)
+        self._columns = as_columns(self.columns)
         self._ids = as_list(self.id_columns, of=str) if self.id_columns else []
         self._kept = as_kept_columns(self.keep_columns)
         is_given = {
@@ -385,7 +386,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         columns, _ = read_inputs(
             location(self.input_path, self.input_conn_id),
             service.inputs,
-            columns=self.columns,
+            columns=self._columns,
             row_range=self._rows,
             format=self.input_format,
             indexes=[first_row + index for index in indexes],
@@ -453,12 +454,12 @@ class BatchResultsOperator(BatchTask, BaseOperator):
             columns, _ = read_inputs(
                 location(self.input_path, self.input_conn_id),
                 service.inputs,
-                columns=self.columns,
+                columns=self._columns,
                 row_range=self._rows,
                 format=self.input_format,
                 indexes=[first_row + row["index"] for row in shown],
             )
-            named = self.columns or {}
+            named = self._columns or {}
             inputs = [
                 {named.get(name, name): values[place] for name, values in columns.items()}
                 for place in range(len(shown))
@@ -639,7 +640,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         return [*names, *more]
 
     def _input_columns(self, service: Service) -> list[str]:
-        named = self.columns or {}
+        named = self._columns or {}
         columns = [named.get(parameter.name, parameter.name) for parameter in service.inputs]
         return list(dict.fromkeys(columns))
 

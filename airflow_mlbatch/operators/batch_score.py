@@ -21,6 +21,7 @@ from airflow_mlbatch.links import BatchExecutionLink, BatchTask
 from airflow_mlbatch.operators.empty import OnEmpty, check_on_empty, judge_empty
 from airflow_mlbatch.operators.locations import location
 from airflow_mlbatch.operators.rendered import (
+    as_columns,
     as_row_range,
     as_seconds,
     as_table,
@@ -236,7 +237,10 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         check_choice("on_ambiguous_submission", self.on_ambiguous_submission, ways)
         self._parallel = as_whole_number("parallel_count", self.parallel_count, least=1)
         if self.input_path is None:
-            of_a_table = {"columns": self.columns, "row_range": as_row_range(self.row_range)}
+            of_a_table = {
+                "columns": as_columns(self.columns),
+                "row_range": as_row_range(self.row_range),
+            }
             for field, given in of_a_table.items():
                 if given is not None:
                     raise InputError(f"input_path: found nothing, expected the table for {field}")
@@ -256,7 +260,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         columns, count = read_inputs(
             location(self.input_path, self.input_conn_id),
             inputs,
-            columns=as_table(self.columns),
+            columns=as_columns(self.columns),
             row_range=as_row_range(self.row_range),
             format=self.input_format,
         )

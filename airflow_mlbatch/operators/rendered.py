@@ -16,6 +16,7 @@ from typing import Any
 from airflow_mlbatch.errors import InputError
 
 __all__ = [
+    "as_columns",
     "as_kept_columns",
     "as_list",
     "as_row_range",
@@ -88,7 +89,23 @@ def as_list(found: Any, *, of: type | tuple[type, ...] = object) -> list[Any]:
 
 def as_kept_columns(found: Any) -> Any:
     """``"all"``, ``None``, or a list of names."""
-    return found if found is None or found == "all" else as_list(found, of=str)
+    if _is_none(found):
+        return None
+    return found if found == "all" else as_list(found, of=str)
+
+
+def as_columns(found: Any) -> Mapping[str, str] | None:
+    """The table's column for an input, also from the text of a dict.
+
+    :raises InputError: it is something else
+    """
+    columns = None if _is_none(found) else as_table(found)
+    if columns is not None and not isinstance(columns, Mapping):
+        raise InputError(
+            f"columns: found {columns!r:.80}, expected a dict of the service's inputs and the "
+            "table's columns"
+        )
+    return columns
 
 
 def as_table(found: Any) -> Any:
@@ -113,7 +130,7 @@ def as_row_range(found: Any) -> tuple[int, int | None] | None:
 
     :raises InputError: it is something else
     """
-    if found is None or found in ("", "None"):
+    if _is_none(found):
         return None
     expected = "expected (start, stop) with whole numbers and 0 <= start <= stop"
     pair = as_list(found, of=(int, type(None)))
@@ -121,9 +138,14 @@ def as_row_range(found: Any) -> tuple[int, int | None] | None:
         raise InputError(f"row_range: found {found!r:.80}, {expected}")
     try:
         start = as_whole_number("row_range", pair[0])
-        stop = None if pair[1] in (None, "", "None") else as_whole_number("row_range", pair[1])
+        stop = None if _is_none(pair[1]) else as_whole_number("row_range", pair[1])
     except InputError:
         raise InputError(f"row_range: found {found!r:.80}, {expected}") from None
     if stop is not None and stop < start:
         raise InputError(f"row_range: found {found!r:.80}, {expected}")
     return start, stop
+
+
+def _is_none(found: Any) -> bool:
+    # A template makes a text of None, too.
+    return found is None or (isinstance(found, str) and found in ("", "None"))

@@ -24,7 +24,7 @@ from airflow_mlbatch.operators.batch_results import (
 )
 from airflow_mlbatch.operators.empty import OnEmpty, check_on_empty, judge_empty
 from airflow_mlbatch.operators.locations import comparable, location, paths_told
-from airflow_mlbatch.operators.rendered import as_kept_columns, as_list, as_table, as_whole_number
+from airflow_mlbatch.operators.rendered import as_columns, as_kept_columns, as_list, as_whole_number
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -180,7 +180,7 @@ class ShardPlanOperator(BaseOperator):
         read_inputs(
             path,
             service.inputs,
-            columns=as_table(self.columns),
+            columns=as_columns(self.columns),
             row_range=(0, min(1, row_count)),
             format=self.input_format,
         )

@@ -55,9 +55,9 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
     :param execution_id: what :class:`~airflow_mlbatch.operators.BatchScoreOperator` returned
     :param mlbatch_conn_id: connection of type ``mlbatch``
     :param deferrable: wait in the triggerer instead of on a worker
-    :param poke_interval: seconds between polls, in all modes
-    :param timeout: seconds until the sensor fails with ``AirflowSensorTimeout``; retries do not start
-        it anew (Airflow 3.3; before that only in reschedule mode)
+    :param poke_interval: seconds (or a ``timedelta``) between polls, in all modes
+    :param timeout: seconds (or a ``timedelta``) until the sensor fails with ``AirflowSensorTimeout``;
+        retries do not start it anew (Airflow 3.3; before that only in reschedule mode)
     :param cancel_on_kill: cancel the execution when the deferred or running sensor is killed; off,
         because a sensor does not own the batch
     """
