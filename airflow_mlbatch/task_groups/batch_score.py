@@ -165,6 +165,7 @@ class BatchScoreTaskGroup(TaskGroup):
                     id_columns=id_columns,
                     data_frames=data_frames,
                     rescore_failed=rescore_failed,
+                    poll_interval=poll_interval,
                     parallel_count=parallel_count,
                     **table,
                     **target,
