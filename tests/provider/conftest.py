@@ -14,6 +14,7 @@ from airflow.sdk.execution_time.context import OutletEventAccessors
 from airflow_mlbatch.hooks import MLBatchHook
 from tests.provider.airflow_side import FakeStateStore, FakeTaskInstance
 from tests.server_process import RunningServer, running_server
+from tests.storage_servers import azure_connection_string, running_azurite, running_moto
 
 SERVICES = Path(__file__).parent / "services.py"
 
@@ -82,12 +83,8 @@ def s3_server() -> Iterator[str]:
     """The address of a moto server."""
     pytest.importorskip("s3fs", reason="s3fs is not installed (extra: s3)")
     pytest.importorskip("airflow.providers.amazon", reason="not installed (extra: s3)")
-    moto = pytest.importorskip("moto.server", reason="moto[server] is not installed")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with running_moto() as url:
+        yield url
 
 
 @pytest.fixture
@@ -111,3 +108,26 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
     bucket = f"bucket-{uuid.uuid4().hex}"
     fs.mkdir(bucket)
     return bucket, fs
+
+
+@pytest.fixture(scope="session")
+def azurite() -> Iterator[str]:
+    """The address of an Azurite blob service."""
+    pytest.importorskip("adlfs", reason="adlfs is not installed (extra: azure)")
+    pytest.importorskip("airflow.providers.microsoft.azure", reason="not installed (extra: azure)")
+    with running_azurite() as url:
+        yield url
+
+
+@pytest.fixture
+def azure(azurite: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
+    """An empty container, the connection `azure_test` to it, and another way to look into it."""
+    import adlfs
+
+    account = azure_connection_string(azurite)
+    connection = {"conn_type": "wasb", "extra": {"connection_string": account}}
+    monkeypatch.setenv("AIRFLOW_CONN_AZURE_TEST", json.dumps(connection))
+    fs = adlfs.AzureBlobFileSystem(connection_string=account, skip_instance_cache=True)
+    container = f"container-{uuid.uuid4().hex}"
+    fs.mkdir(container)
+    return container, fs

@@ -17,14 +17,24 @@ from airflow_mlbatch.operators import BatchResultsOperator, BatchScoreOperator
 SERVICE = {"service_name": "picky", "service_version": "1"}
 
 
-def test_from_bucket_to_bucket(context: dict[str, Any], s3: tuple[str, Any]) -> None:
-    bucket, fs = s3
+@pytest.mark.parametrize(
+    ("storage", "scheme", "connection_id"),
+    [("s3", "s3", "aws_test"), ("azure", "abfs", "azure_test")],
+)
+def test_from_bucket_to_bucket(
+    context: dict[str, Any],
+    request: pytest.FixtureRequest,
+    storage: str,
+    scheme: str,
+    connection_id: str,
+) -> None:
+    bucket, fs = request.getfixturevalue(storage)
     held = io.BytesIO()
     parquet.write_table(pa.table({"id": ["a", "b", "c"], "power": [4.0, -1.0, 9.0]}), held)
     fs.pipe_file(f"{bucket}/in/cars.parquet", held.getvalue())
     table = {
-        "input_path": f"s3://{bucket}/in/cars.parquet",
-        "input_conn_id": "aws_test",
+        "input_path": f"{scheme}://{bucket}/in/cars.parquet",
+        "input_conn_id": connection_id,
         "columns": {"x": "power"},
     }
     score = BatchScoreOperator(
@@ -35,10 +45,10 @@ def test_from_bucket_to_bucket(context: dict[str, Any], s3: tuple[str, Any]) -> 
     results = BatchResultsOperator(
         task_id="results",
         execution_id=execution_id,
-        output_path=f"s3://{bucket}/out/cars.parquet",
-        output_conn_id="aws_test",
-        rejects_path=f"s3://{bucket}/out/rejects.csv",
-        rejects_conn_id="aws_test",
+        output_path=f"{scheme}://{bucket}/out/cars.parquet",
+        output_conn_id=connection_id,
+        rejects_path=f"{scheme}://{bucket}/out/rejects.csv",
+        rejects_conn_id=connection_id,
         max_failed_records=1,
         outlets=[],
         **SERVICE,
