@@ -15,12 +15,15 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from tests.ports import ReservedPort
+
 __all__ = ["PASSWORD", "RunningServer", "running_server"]
 
 PASSWORD = "correct horse battery staple"
 _ROOT = Path(__file__).resolve().parent.parent
 _READY = re.compile(r"mlbatch serve: ready on (http://\S+) ")
-_START_SECONDS = 60
+# Generous: other work may share the machine. Nothing is judged by these.
+_START_SECONDS, _STOP_SECONDS = 120, 60
 
 
 class RunningServer:
@@ -43,7 +46,13 @@ class RunningServer:
         # A name set to None is one that the server must not find.
         self._env = {name: value for name, value in settings.items() if value is not None}
         self._process: subprocess.Popen[str] | None = None
-        self.start()
+        # While it is down nobody else is given its port.
+        self._place: ReservedPort | None = None
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
 
     @property
     def pid(self) -> int:
@@ -73,13 +82,16 @@ class RunningServer:
         printed: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, args=(self._process, printed), daemon=True).start()
         while True:
-            line = printed.get(timeout=_START_SECONDS)
+            try:
+                line = printed.get(timeout=_START_SECONDS)
+            except queue.Empty:
+                line = None
             if line is None:
-                self.kill()
                 raise AssertionError(f"the server did not start:\n{self.log.read_text()}")
             found = _READY.match(line)
             if found:
                 self.url = found[1]
+                self._release()
                 return
 
     def _read(self, process: subprocess.Popen[str], printed: queue.Queue[str | None]) -> None:
@@ -104,6 +116,17 @@ class RunningServer:
             self.kill()
         self.start()
 
+    def close(self) -> None:
+        """End it for good."""
+        try:
+            self.stop()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        if self._place is not None:
+            self._place.close()
+
     def _end(self, number: signal.Signals) -> int:
         process, self._process = self._process, None
         if process is None:
@@ -111,11 +134,16 @@ class RunningServer:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(number)
         try:
-            return process.wait(30)
+            code = process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             raise
+        if self.url:
+            # A dying child may still listen: then nobody else can have the port either.
+            with contextlib.suppress(OSError):
+                self._place = ReservedPort(int(self.url.rpartition(":")[2]))
+        return code
 
 
 @contextlib.contextmanager
@@ -134,6 +162,6 @@ def running_server(
         yield server
     finally:
         if server is not None:
-            server.stop()
+            server.close()
         if own is not None:
             shutil.rmtree(own, ignore_errors=True)

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,13 +18,9 @@ import psutil
 import pytest
 
 from airflow_mlbatch.demo.airflow_home import examples_folder
+from tests.ports import ReservedPort
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 class Pages:
@@ -54,8 +49,10 @@ class Pages:
             time.sleep(1)
 
 
-def test_ui(tmp_path: Path) -> None:
-    port = free_port()
+def test_ui(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    place = ReservedPort()
+    request.addfinalizer(place.close)
+    port = place.number
     command = [sys.executable, "-u", "-m", "airflow_mlbatch.cli", "ui", "--folder", str(tmp_path)]
     environment = {name: value for name, value in os.environ.items() if "AIRFLOW_" not in name}
     with subprocess.Popen(

@@ -11,7 +11,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,8 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 import requests
+
+from tests.ports import ReservedPort
 
 __all__ = ["AirflowProcesses", "Run", "eventually", "running_airflow"]
 
@@ -93,8 +94,9 @@ class AirflowProcesses:
     ) -> None:
         self.home, self.logs, self._dags_folder = home, home / "processes", dags
         self.logs.mkdir(parents=True)
-        self.port = _free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        # The other processes are told the API server's address before it listens.
+        self._place = ReservedPort()
+        self.url = f"http://127.0.0.1:{self._place.number}"
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._triggerers: dict[int, str] = {}
         self._session = requests.Session()
@@ -105,7 +107,7 @@ class AirflowProcesses:
             "CORE__EXECUTOR": executor,
             "CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
             "CORE__FERNET_KEY": "jVlHcsHZ7SkJxPQz9dH0y1bDpBV0Wt7Yb5fK6mXH8bE=",
-            "API__PORT": str(self.port),
+            "API__PORT": str(self._place.number),
             "API__HOST": "127.0.0.1",
             "API__BASE_URL": self.url,
             "API__SECRET_KEY": secrets.token_hex(16),
@@ -217,6 +219,7 @@ class AirflowProcesses:
                 process.wait(_FAREWELL_SECONDS)
         for name in list(self._processes):
             self.kill(name)
+        self._place.close()
 
     def _finish(self, *command: str) -> None:
         name = "-".join(command)
@@ -391,9 +394,3 @@ def running_airflow(
         yield airflow
     finally:
         airflow.down()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.ports import ReservedPort
+
 __all__ = ["MissingPackageError", "running_postgres", "running_redis"]
 
 _START_SECONDS = 60
@@ -46,13 +48,14 @@ def running_postgres(folder: Path) -> Iterator[str]:
         subprocess.run, check=True, cwd=folder, stdout=subprocess.DEVNULL, **_as(user)
     )
     run([initdb, "--pgdata=data", "--username=airflow", "--auth=trust", "--no-sync"])
-    port = _free_port()
-    command = [server, "-D", "data", "-p", str(port), "-k", str(folder)]
-    command += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
-    with _running(command, folder, user, lambda: _accepts(port)):
-        address = f"airflow@127.0.0.1:{port}"
-        run([_postgres("createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "airflow", "airflow"])
-        yield f"{address}/airflow"
+    with contextlib.closing(ReservedPort()) as place:
+        port = place.number
+        command = [server, "-D", "data", "-p", str(port), "-k", str(folder)]
+        command += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+        with _running(command, folder, user, lambda: _accepts(port)):
+            address = ["-h", "127.0.0.1", "-p", str(port), "-U", "airflow"]
+            run([_postgres("createdb"), *address, "airflow"])
+            yield f"airflow@127.0.0.1:{port}/airflow"
 
 
 @contextlib.contextmanager
@@ -63,10 +66,11 @@ def running_redis(folder: Path) -> Iterator[str]:
     """
     server = _found("redis-server", "redis-server")
     folder.mkdir()
-    port = _free_port()
-    command = [server, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    with _running(command, folder, None, lambda: _accepts(port)):
-        yield f"redis://127.0.0.1:{port}/0"
+    with contextlib.closing(ReservedPort()) as place:
+        port = place.number
+        command = [server, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+        with _running(command, folder, None, lambda: _accepts(port)):
+            yield f"redis://127.0.0.1:{port}/0"
 
 
 def _postgres(program: str) -> str:
@@ -171,9 +175,3 @@ def _accepts(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
