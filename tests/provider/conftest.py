@@ -33,6 +33,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def markers(server: RunningServer) -> Path:
+    """The folder of the services' markers: a file there opens the gate of its name."""
+    return server.data_dir.with_name("markers")
+
+
 @pytest.fixture(autouse=True)
 def connection(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> str:
     """The connection `mlbatch_default` points to the server."""

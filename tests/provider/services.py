@@ -26,6 +26,14 @@ def slow(x: float, seconds: float) -> float:
     return x
 
 
+@service("gated", version="1", inputs={"gate": str, "x": float}, outputs={"y": float})
+def gated(gate: str | None, x: float) -> float:
+    """Waits until the marker of its gate is there, if it has one."""
+    while gate is not None and not Path(os.environ["MLBATCH_TEST_MARKERS"], gate).exists():
+        time.sleep(0.02)
+    return x
+
+
 @service("picky", version="1", inputs={"x": float}, outputs={"y": float}, artifacts=["note.txt"])
 def picky(x: float) -> float:
     """Fails on negative numbers, and leaves a note about the others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -248,19 +249,28 @@ def slowly(seconds: float, count: int = 1, **kwargs: Any) -> BatchScoreOperator:
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_waits(hook: MLBatchHook, context: dict[str, Any], deferrable: bool) -> None:
-    operator = slowly(0.3, deferrable=deferrable)
+def test_waits(hook: MLBatchHook, context: dict[str, Any], deferrable: bool, markers: Path) -> None:
+    def make() -> BatchScoreOperator:
+        records = [{"gate": f"deferred {deferrable}", "x": x} for x in range(3)]
+        waiting = {"wait_for_completion": True, "deferrable": deferrable}
+        return score(service_name="gated", records=records, **waiting)
+
+    operator, gate = make(), markers / f"deferred {deferrable}"
     if deferrable:
         with pytest.raises(TaskDeferred) as deferred:
             operator.execute(context)
+        gate.touch()
         event = json.loads(json.dumps(fire(deferred.value.trigger).payload))
-        resumed = slowly(0.3, deferrable=True)
+        resumed = make()
         execution_id = resumed.execute_complete(context, event, **deferred.value.kwargs)
         assert resumed.batch_url.endswith(f"/batch/{execution_id}")
     else:
+        opened = threading.Timer(0.3, gate.touch)
+        opened.start()
         execution_id = operator.execute(context)
+        opened.join()
     assert execution_id is not None
-    status = hook.get_batch_status("slow", "1", execution_id)
+    status = hook.get_batch_status("gated", "1", execution_id)
     assert status.state is BatchState.COMPLETE
     assert context["task_state_store"].texts == {}, "success forgets the submission"
 
@@ -340,13 +350,19 @@ def test_a_deadline_that_no_triggerer_kept_is_made_up_for(
 
 
 def test_a_batch_that_has_ended_meanwhile_is_a_success_without_a_triggerer(
-    hook: MLBatchHook, context: dict[str, Any]
+    hook: MLBatchHook, context: dict[str, Any], markers: Path
 ) -> None:
+    def make() -> BatchScoreOperator:
+        records = [{"gate": "after the deadline", "x": 1}]
+        waiting = {"wait_for_completion": True, "deferrable": True, "timeout": 0.1}
+        return score(service_name="gated", records=records, **waiting)
+
     with pytest.raises(TaskDeferred) as deferred:
-        slowly(0.3, deferrable=True, timeout=0.1).execute(context)
+        make().execute(context)
     execution_id = deferred.value.trigger.execution_id
-    hook.watch_batch("slow", "1", execution_id, poll_interval=0.05)
-    operator = slowly(0.3, deferrable=True, timeout=0.1)
+    (markers / "after the deadline").touch()
+    hook.watch_batch("gated", "1", execution_id, poll_interval=0.05)
+    operator = make()
     assert operator.resume_execution(*OUT_OF_TIME, context) == execution_id
     assert context["task_state_store"].texts == {}
 

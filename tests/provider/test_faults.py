@@ -7,11 +7,13 @@ through its trigger; a rescheduled sensor is a new object.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any
@@ -59,7 +61,7 @@ from tests.faults.talk import START, USER
 from tests.provider.airflow_side import FakeStateStore, FakeTaskInstance
 from tests.provider.conftest import SERVICES, connection_to
 from tests.provider.test_sensor import run_to_its_end
-from tests.server_process import running_server
+from tests.server_process import RunningServer, running_server
 
 NEVER_RETRIED = (AirflowFailException, AirflowSensorTimeout, AirflowSkipException)
 RECORDS = [{"hp": 120, "wt": 2.8}] * 3
@@ -505,62 +507,102 @@ def test_a_server_in_trouble_at_the_deadline_hides_nothing(
     assert "could not be cancelled" in "".join(capfd.readouterr())
 
 
-# --- a server that restarts ----------------------------------------------------------------------
+# --- a server that restarts, and one whose tokens are short-lived --------------------------------
+
+# No batch of these can end before the gate is open.
+GATED = [{"gate": "open" if number > 18 else None, "x": number} for number in range(24)]
+IN_THE_GATED = {"service_name": "gated", "service_version": "1"}
 
 
-def test_a_server_that_dies_in_mid_batch(
-    tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """SIGKILL, and a start on the same folder: all who wait go on, and nothing is scored twice."""
-    records = [{"x": number, "seconds": 0.1} for number in range(24)]
-    slow = {"service_name": "slow", "service_version": "1"}
-
-    def waiting_score(**kwargs: Any) -> Any:
-        return BatchScoreOperator(
-            task_id="score",
-            **slow,
-            records=records,
-            wait_for_completion=True,
-            poll_interval=0.2,
-            **kwargs,
-        )
+def all_who_wait(watched: str) -> list[Callable[[], Any]]:
+    """A sensor of each mode for a batch, and two operators that start and await one of their own."""
 
     def watching(mode: str) -> BatchStateSensor:
         return BatchStateSensor(
             task_id="wait",
-            **slow,
+            **IN_THE_GATED,
             execution_id=watched,
             poke_interval=0.2,
             mode="reschedule" if mode == "reschedule" else "poke",
             deferrable=mode == "deferrable",
         )
 
-    with running_server("--services", str(SERVICES), data_dir=tmp_path / "data") as server:
-        monkeypatch.setenv("AIRFLOW_CONN_MLBATCH_DEFAULT", connection_to(server))
-        hook = MLBatchHook()
-        watched = hook.start_batch("slow", "1", records, parallel_count=2)
-        makers = [
-            *(functools.partial(watching, mode) for mode in ("poke", "reschedule", "deferrable")),
-            functools.partial(waiting_score, deferrable=False),
-            functools.partial(waiting_score, deferrable=True),
-        ]
-        with ThreadPoolExecutor(len(makers)) as pool:
-            ends = [pool.submit(run_to_its_end, make, _context()) for make in makers]
-            _until(lambda: len(hook.list_batch_executions("slow", "1")) == 3)
-            _until(lambda: hook.get_batch_status("slow", "1", watched).completed_item_count > 0)
-            server.kill()
-            assert not any(end.done() for end in ends)
-            server.start()
-            *seen, scored, deferred = [end.result(timeout=120) for end in ends]
-
-        assert [summary["state"] for summary in seen] == ["complete"] * 3
-        assert sorted(hook.list_batch_executions("slow", "1")) == sorted(
-            [watched, scored, deferred]
+    def scoring(deferrable: bool) -> Any:
+        return BatchScoreOperator(
+            task_id="score",
+            **IN_THE_GATED,
+            records=GATED,
+            wait_for_completion=True,
+            poll_interval=0.2,
+            deferrable=deferrable,
         )
-        for execution_id in (scored, deferred):
-            found = hook.get_batch("slow", "1", execution_id)
-            assert [record.outputs["y"] for record in found.records] == list(range(24))
-        hook.close()
+
+    return [
+        *(functools.partial(watching, mode) for mode in ("poke", "reschedule", "deferrable")),
+        *(functools.partial(scoring, deferrable) for deferrable in (False, True)),
+    ]
+
+
+@pytest.fixture
+def gated_server(
+    tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., AbstractContextManager[RunningServer]]:
+    """Starts a server with more options; touching ``tmp_path / "open"`` opens its gate."""
+
+    @contextmanager
+    def run(*options: str) -> Iterator[RunningServer]:
+        env = {"MLBATCH_TEST_MARKERS": str(tmp_path)}
+        arguments = ("--services", str(SERVICES), *options)
+        with running_server(*arguments, data_dir=tmp_path / "data", env=env) as server:
+            monkeypatch.setenv("AIRFLOW_CONN_MLBATCH_DEFAULT", connection_to(server))
+            yield server
+
+    return run
+
+
+@contextmanager
+def all_waiting(hook: MLBatchHook, gate: FilePath) -> Iterator[None]:
+    """Have them wait; in the end the gate is opened, and what they say is checked."""
+    watched = hook.start_batch("gated", "1", GATED, parallel_count=2)
+    makers = all_who_wait(watched)
+    with ThreadPoolExecutor(len(makers)) as pool:
+        ends = [pool.submit(run_to_its_end, make, _context()) for make in makers]
+        try:
+            _until(lambda: len(hook.list_batch_executions("gated", "1")) == 3)
+            _until(lambda: hook.get_batch_status("gated", "1", watched).completed_item_count > 0)
+            yield
+            assert not any(end.done() for end in ends)
+        finally:
+            gate.touch()
+    *seen, scored, deferred = [end.result() for end in ends]
+    assert [summary["state"] for summary in seen] == ["complete"] * 3
+    found = hook.list_batch_executions("gated", "1")
+    assert sorted(found) == sorted([watched, scored, deferred])
+    for execution_id in (scored, deferred):
+        records = hook.get_batch("gated", "1", execution_id).records
+        assert [record.outputs["y"] for record in records] == list(range(24))
+
+
+def test_a_server_that_dies_in_mid_batch(gated_server: Any, tmp_path: FilePath) -> None:
+    """SIGKILL, and a start on the same folder: all who wait go on, and nothing is scored twice."""
+    with (
+        gated_server() as server,
+        contextlib.closing(MLBatchHook()) as hook,
+        all_waiting(hook, tmp_path / "open"),
+    ):
+        server.kill()
+        server.start()
+
+
+def test_tokens_that_end_while_all_wait(gated_server: Any, tmp_path: FilePath) -> None:
+    """Days of a batch, in short: each token and its successor have ended before the batch does."""
+    lifetime = 3
+    with (
+        gated_server("--token-lifetime", str(lifetime)),
+        contextlib.closing(MLBatchHook()) as hook,
+        all_waiting(hook, tmp_path / "open"),
+    ):
+        time.sleep(2.5 * lifetime)
 
 
 def _context() -> dict[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,18 +101,30 @@ def no_database_for_reschedules(context: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_waits_for_the_end(
-    hook: MLBatchHook, context: dict[str, Any], mode: str, caplog: pytest.LogCaptureFixture
+def test_waits_for_the_end_and_logs_the_way_there(
+    hook: MLBatchHook,
+    context: dict[str, Any],
+    mode: str,
+    markers: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    records = {"x": range(8), "seconds": [0.1] * 8}
-    execution_id = hook.start_batch("slow", "1", records, parallel_count=1)
-    summary = run_to_its_end(lambda: sensor_for(execution_id, mode), context)
+    records = [{"gate": f"sensor {mode}" if x > 2 else None, "x": x} for x in range(8)]
+    execution_id = hook.start_batch("gated", "1", records, parallel_count=1)
+    while hook.get_batch_status("gated", "1", execution_id).completed_item_count < 3:
+        time.sleep(0.02)
+    opened = threading.Timer(0.3, (markers / f"sensor {mode}").touch)
+    opened.start()
+    summary = run_to_its_end(lambda: sensor_for(execution_id, mode, "gated"), context)
+    opened.join()
     assert summary == {
         "execution_id": execution_id,
         "state": "complete",
         "completed_item_count": 8,
         "total_item_count": 8,
     }
+    printed = capfd.readouterr().out
+    for progress in ("3 of 8 records, 37 %", "8 of 8 records, 100 %"):
+        assert f"execution {execution_id}: {progress}" in printed
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -149,8 +163,6 @@ def test_a_batch_that_goes_while_watched_fails(
             run_to_its_end(make, context)
         return
     # The others watch within one object: the server loses the batch behind their backs.
-    import threading
-
     timer = threading.Timer(0.3, hook.cancel_batch, ("slow", "1", execution_id))
     timer.start()
     with pytest.raises(AirflowFailException, match=execution_id):
