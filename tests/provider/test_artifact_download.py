@@ -193,18 +193,24 @@ def test_same_place_for_two_records(
         operator.execute(context)
 
 
+@pytest.mark.parametrize(
+    ("storage", "scheme", "connection_id"),
+    [("s3", "s3", "aws_test"), ("azure", "abfs", "azure_test")],
+)
 def test_object_storage(
     context: dict[str, Any],
     execution_id: str,
-    s3: tuple[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    storage: str,
+    scheme: str,
+    connection_id: str,
 ) -> None:
-    bucket, fs = s3
+    bucket, fs = request.getfixturevalue(storage)
     operator = download(
         execution_id=execution_id,
         file_names=["*.txt", "*.bin"],
-        dest=f"s3://{bucket}/plots",
-        dest_conn_id="aws_test",
+        dest=f"{scheme}://{bucket}/plots",
+        dest_conn_id=connection_id,
     )
     told = operator.execute(context)
     fs.invalidate_cache()
@@ -216,7 +222,7 @@ def test_object_storage(
         ]
     )
     assert found["1/data.bin"] == BINARY
-    assert told["manifest_path"].startswith("s3://")
+    assert told["manifest_path"].startswith(f"{scheme}://")
     assert json.loads(found["manifest.json"])["file_count"] == 6
 
 

@@ -169,7 +169,7 @@ def count(n: int) -> int:
         file.write(f"{n}\n")
     if n % 100 == 0:
         Path("n.txt").write_text(str(n))
-    time.sleep(0.0005)
+    time.sleep(0.001)
     return n
 
 

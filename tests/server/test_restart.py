@@ -32,6 +32,7 @@ def test_a_batch_goes_on_where_it_was(tmp_path: Path, number: signal.Signals) ->
         api = Api(server.url, token)
         path = api.start("count", [{"n": n} for n in range(RECORDS)])
         seen = 0
+        stopped_in: set[str] = set()
         for limit in (300, 900):
             while seen < limit:
                 time.sleep(0.01)
@@ -42,7 +43,9 @@ def test_a_batch_goes_on_where_it_was(tmp_path: Path, number: signal.Signals) ->
             server.start()
             found = api.batch(path)  # with the token of the first server
             assert found["completedItemCount"] >= seen
+            stopped_in.add(found["state"])
         results = api.wait(path)
+        assert stopped_in != {"complete"}, "it was never stopped in the middle: this shows nothing"
         assert [item["outputParameters"] for item in results] == [{"n": n} for n in range(RECORDS)]
         runs = Counter(int(line) for line in trace.read_text().split())
         assert set(runs) == set(range(RECORDS))
