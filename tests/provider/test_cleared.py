@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.operators import BatchScoreOperator
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on(hook: MLBatchHook) -> Iterator[None]:
+    """No batch ends before its test does, and none keeps the server busy afterwards."""
+    yield
+    for execution_id in hook.list_batch_executions("slow", "1"):
+        hook.cancel_batch("slow", "1", execution_id)
 
 
 def left_behind(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
@@ -31,7 +40,7 @@ def operator(**arguments: Any) -> BatchScoreOperator:
         task_id="score",
         service_name="slow",
         service_version="1",
-        records=[{"x": 1, "seconds": 2}],
+        records=[{"x": 1, "seconds": 60}],
         **arguments,
     )
 

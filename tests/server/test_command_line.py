@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.ports import ReservedPort
 from tests.server.api import Api
 from tests.server.conftest import SERVICES
 from tests.server_process import PASSWORD, RunningServer, running_server
@@ -220,9 +221,10 @@ def test_a_password_that_nobody_would_see_is_not_made_up(tmp_path: Path) -> None
         assert not (tmp_path / "data" / "account.json").exists()
 
 
-def test_nobody_listens_to_what_it_says(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def test_nobody_listens_to_what_it_says(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    place = ReservedPort()
+    request.addfinalizer(place.close)
+    port = place.number
     command = [sys.executable, "-m", "airflow_mlbatch.cli", "serve", "--services", SERVICES]
     command += ["--port", str(port), "--data-dir", str(tmp_path / "data")]
     with subprocess.Popen(
