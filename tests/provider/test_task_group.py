@@ -56,6 +56,7 @@ RUNS = [
     "large_empty_fail",
     "large_empty_succeed",
     "mapped_tables",
+    "mapped_roles",
     "fixed_path",
 ]
 
@@ -313,6 +314,19 @@ def test_mapped_tables(ran: Ran) -> None:
         f"file://{ran.folder}/mapped/{name}.scored.parquet" for name in "abc"
     ]
     assert {event["extra"]["rows"] for event in run["events"]} == {2}
+
+
+def test_every_role_is_mappable(ran: Ran) -> None:
+    run = ran.runs["mapped_roles"]
+    assert run["state"] == "success", ran.log[-3000:]
+    assert set(run["tasks"]) == {
+        f"{task_id}[{place}]"
+        for task_id in ("score", "wait", "files", "delete")
+        for place in range(2)
+    }
+    found = sorted(str(file.relative_to(ran.folder)) for file in ran.folder.glob("roles/*/*/*"))
+    assert found == ["roles/0/0/data.bin", "roles/1/0/data.bin", "roles/1/1/data.bin"]
+    assert ran.log.count("deleted 1 executions") == 2
 
 
 def test_fixed_path(ran: Ran) -> None:

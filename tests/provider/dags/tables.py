@@ -8,8 +8,14 @@ from typing import Any
 
 from airflow.sdk import DAG, AssetAlias, task
 
-from airflow_mlbatch.operators import BatchResultsOperator, BatchScoreOperator
+from airflow_mlbatch.operators import (
+    ArtifactDownloadOperator,
+    BatchDeleteOperator,
+    BatchResultsOperator,
+    BatchScoreOperator,
+)
 from airflow_mlbatch.operators.siblings import Siblings
+from airflow_mlbatch.sensors import BatchStateSensor
 from airflow_mlbatch.task_groups import BatchScoreTaskGroup
 
 TABLES = os.environ.get("MLBATCH_TEST_TABLES", "/nowhere")
@@ -88,6 +94,21 @@ with DAG("mapped_tables", schedule=None, default_args={**NAMED, **RETRIES}) as m
         )
     )
 
+FILES = {"service_name": "files", "service_version": "1"}
+
+with DAG("mapped_roles", schedule=None, default_args={**FILES, **RETRIES}) as mapped_roles:
+    batches = BatchScoreOperator.partial(task_id="score").expand(
+        records=[[{"name": "a"}], [{"name": "b"}, {"name": "c"}]]
+    )
+    wait = BatchStateSensor.partial(task_id="wait", deferrable=True, poke_interval=0.1).expand(
+        execution_id=batches.output
+    )
+    files = ArtifactDownloadOperator.partial(
+        task_id="files", file_names=["data.bin"], dest=f"{TABLES}/roles/{{{{ ti.map_index }}}}"
+    ).expand(execution_id=batches.output)
+    delete = BatchDeleteOperator.partial(task_id="delete").expand(execution_ids=batches.output)
+    wait >> files >> delete
+
 with DAG("fixed_path", schedule=None, default_args=NAMED) as fixed_path:
     one = BatchScoreOperator(
         task_id="score", records=[{"x": 1}, {"x": 2}], wait_for_completion=True, poll_interval=0.1
@@ -96,4 +117,4 @@ with DAG("fixed_path", schedule=None, default_args=NAMED) as fixed_path:
         task_id="results", execution_id=one.output, output_path=f"{TABLES}/fixed/out.jsonl"
     )
 
-DAGS |= {dag.dag_id: dag for dag in (mapped_tables, fixed_path)}
+DAGS |= {dag.dag_id: dag for dag in (mapped_tables, mapped_roles, fixed_path)}
