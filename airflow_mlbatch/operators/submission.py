@@ -165,14 +165,8 @@ class Submission:
         left = left_behind(self._store)
         if left is not None:
             self._drop(left)
-            self._forget(left)
 
     # --- what an earlier attempt left ------------------------------------------------------------
-
-    def _forget(self, left: dict[str, Any]) -> None:
-        if self._store is not None:
-            for key in (*_keys_of_known(left), STORE_KEY):
-                self._store.delete(key)
 
     def _adopt(self, left: dict[str, Any]) -> Submitted | None:
         execution_id = left.get("execution_id")
@@ -221,6 +215,9 @@ class Submission:
                     raise
                 # Its service may be gone: that is no reason never to score the new records.
                 self._log.warning("execution %s could not be cancelled: %s", execution_id, error)
+        if self._store is not None:
+            for key in (*_keys_of_known(left), STORE_KEY):
+                self._store.delete(key)
 
     # --- the request -----------------------------------------------------------------------------
 

@@ -84,6 +84,13 @@ def context(store: FakeStateStore) -> dict[str, Any]:
     }
 
 
+# The fixture that makes a bucket, the scheme of its paths, and the connection to it.
+on_object_stores = pytest.mark.parametrize(
+    ("storage", "scheme", "connection_id"),
+    [("s3", "s3", "aws_test"), ("azure", "abfs", "azure_test")],
+)
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The address of a moto server."""

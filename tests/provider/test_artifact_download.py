@@ -18,6 +18,7 @@ from airflow_mlbatch.errors import BatchError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.operators import ArtifactDownloadOperator
 from tests.faults.server import Act, Answer, FaultServer, Request, as_json
+from tests.provider.conftest import on_object_stores
 
 # Airflow 3.0's own way of making paths: nothing that we could do otherwise.
 pytestmark = pytest.mark.filterwarnings(
@@ -193,10 +194,7 @@ def test_same_place_for_two_records(
         operator.execute(context)
 
 
-@pytest.mark.parametrize(
-    ("storage", "scheme", "connection_id"),
-    [("s3", "s3", "aws_test"), ("azure", "abfs", "azure_test")],
-)
+@on_object_stores
 def test_object_storage(
     context: dict[str, Any],
     execution_id: str,

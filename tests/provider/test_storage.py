@@ -13,14 +13,12 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.operators import BatchResultsOperator, BatchScoreOperator
+from tests.provider.conftest import on_object_stores
 
 SERVICE = {"service_name": "picky", "service_version": "1"}
 
 
-@pytest.mark.parametrize(
-    ("storage", "scheme", "connection_id"),
-    [("s3", "s3", "aws_test"), ("azure", "abfs", "azure_test")],
-)
+@on_object_stores
 def test_from_bucket_to_bucket(
     context: dict[str, Any],
     request: pytest.FixtureRequest,
