@@ -49,7 +49,7 @@ def airflow_environment(folder: Path, url: str, password: str) -> dict[str, str]
 
 def flows_to(url: str, password: str) -> tuple[Endpoint, Flows]:
     """What a driver and its conversations need to know, without Airflow."""
-    from airflow_mlbatch.protocol.flows import Credentials, Flows
+    from airflow_mlbatch.protocol.flows import Flows, PasswordLogin
     from airflow_mlbatch.transport.endpoint import Endpoint
 
-    return Endpoint(url), Flows(Credentials("admin", password), url)
+    return Endpoint(url), Flows(PasswordLogin("admin", password), url)

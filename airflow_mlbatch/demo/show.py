@@ -267,11 +267,11 @@ def _run_dag(dag_file: Path, home: DemoHome, environment: dict[str, str], consol
 
 def _consume(url: str, password: str) -> float:
     """Ask the service for one record, as the vendor's guide does after publishing it."""
-    from airflow_mlbatch.protocol.flows import Credentials, Flows
+    from airflow_mlbatch.protocol.flows import Flows, PasswordLogin
     from airflow_mlbatch.transport.blocking import BlockingDriver
     from airflow_mlbatch.transport.endpoint import Endpoint
 
-    flows = Flows(Credentials("admin", password), url)
+    flows = Flows(PasswordLogin("admin", password), url)
     driver = BlockingDriver(Endpoint(url))
     try:
         service = driver.run(flows.get_service("mtService", "v1.0.0"))

@@ -71,7 +71,7 @@ async def acquire_session(conn_id: str) -> AsyncSession:
     # No await between look-up and entry: two triggers that start together share what the first made.
     session = _sessions.get(key)
     if session is None:
-        flows = Flows(settings.credentials, settings.endpoint.url, Policy())
+        flows = Flows(settings.login, settings.endpoint.url, Policy())
         driver = transport.NonblockingDriver(settings.endpoint, conceal=_conceal)
         session = _sessions[key] = AsyncSession(key, flows, driver)
     return session.share()

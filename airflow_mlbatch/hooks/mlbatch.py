@@ -443,7 +443,7 @@ class MLBatchHook(BaseHook):
         with _opening:
             if self._flows is None:
                 settings = self._read_settings()
-                self._flows = Flows(settings.credentials, settings.endpoint.url)
+                self._flows = Flows(settings.login, settings.endpoint.url)
             return self._flows
 
     def run(self, flow: Flow[T], on_report: Callable[[Report], None] | None = None) -> T:

@@ -20,14 +20,14 @@ extra ``resource``, ``tenant_id``, ``client_id``, ``client_secret``, ``authority
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from airflow_mlbatch.errors import ConnectionConfigError
 from airflow_mlbatch.protocol.documents import is_bearer
-from airflow_mlbatch.protocol.flows import Credentials
+from airflow_mlbatch.protocol.flows import EntraLogin, Login, PasswordLogin, ReadyToken
 from airflow_mlbatch.protocol.messages import EntraSource
 from airflow_mlbatch.transport.endpoint import Endpoint
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_PORT", "Settings", "read_settings"]
 
 DEFAULT_PORT = 12800
-_AUTHS = ("password", "token", "entra")
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Settings:
     """A server and how to get a token for it; equal settings may share a session."""
 
     endpoint: Endpoint
-    credentials: Credentials
+    login: Login
 
 
 def read_settings(connection: Connection, extra: Mapping[str, Any]) -> Settings:
@@ -69,7 +68,7 @@ def read_settings(connection: Connection, extra: Mapping[str, Any]) -> Settings:
         )
         if endpoint.client_key and not endpoint.client_cert:
             raise ConnectionConfigError("client_cert: found nothing, expected one for client_key")
-        return Settings(endpoint, _credentials(connection, extra))
+        return Settings(endpoint, _login(connection, extra))
     except ConnectionConfigError as error:
         raise ConnectionConfigError(f"connection {conn_id!r}, {error}") from None
 
@@ -117,28 +116,33 @@ def _name(host: str) -> str:
     return host
 
 
-def _credentials(connection: Connection, extra: Mapping[str, Any]) -> Credentials:
+def _login(connection: Connection, extra: Mapping[str, Any]) -> Login:
     auth = str(extra.get("auth") or "password").casefold()
-    if auth not in _AUTHS:
-        raise ConnectionConfigError(f"auth: found {auth!r}, expected one of {', '.join(_AUTHS)}")
-    if auth == "entra":
-        return Credentials(entra=_entra(connection, extra))
+    if auth not in _LOGINS:
+        raise ConnectionConfigError(f"auth: found {auth!r}, expected one of {', '.join(_LOGINS)}")
+    return _LOGINS[auth](connection, extra)
+
+
+def _password_login(connection: Connection, extra: Mapping[str, Any]) -> PasswordLogin:
     if not connection.password:
-        wanted = "a bearer token" if auth == "token" else "the password of the login"
-        raise ConnectionConfigError(f"password: found nothing, expected {wanted}")
-    if auth == "token":
-        if not is_bearer(connection.password):
-            raise ConnectionConfigError(
-                "password: found a blank, a line end or a letter that no header can carry, "
-                "expected a bearer token"
-            )
-        return Credentials(token=connection.password)
+        raise ConnectionConfigError("password: found nothing, expected the password of the login")
     if not connection.login:
         raise ConnectionConfigError("login: found nothing, expected the name of the user")
-    return Credentials(connection.login, connection.password)
+    return PasswordLogin(connection.login, connection.password)
 
 
-def _entra(connection: Connection, extra: Mapping[str, Any]) -> EntraSource:
+def _ready_token(connection: Connection, extra: Mapping[str, Any]) -> ReadyToken:
+    if not connection.password:
+        raise ConnectionConfigError("password: found nothing, expected a bearer token")
+    if not is_bearer(connection.password):
+        raise ConnectionConfigError(
+            "password: found a blank, a line end or a letter that no header can carry, "
+            "expected a bearer token"
+        )
+    return ReadyToken(connection.password)
+
+
+def _entra_login(connection: Connection, extra: Mapping[str, Any]) -> EntraLogin:
     resource = _text(extra, "resource") or _text(extra, "audience")
     if resource is None:
         raise ConnectionConfigError("resource: found nothing, expected the server's application id")
@@ -153,7 +157,14 @@ def _entra(connection: Connection, extra: Mapping[str, Any]) -> EntraSource:
         for field in ("tenant_id", "client_id"):
             if not getattr(source, field):
                 raise ConnectionConfigError(f"{field}: found nothing, expected it beside a secret")
-    return source
+    return EntraLogin(source)
+
+
+_LOGINS: dict[str, Callable[[Connection, Mapping[str, Any]], Login]] = {
+    "password": _password_login,
+    "token": _ready_token,
+    "entra": _entra_login,
+}
 
 
 def _verify(value: Any) -> bool | str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from airflow_mlbatch.errors import MLBatchError
-from airflow_mlbatch.protocol.flows import Credentials, Flows, Policy
+from airflow_mlbatch.protocol.flows import Flows, Login, PasswordLogin, Policy
 from airflow_mlbatch.protocol.messages import Exclusive, Flow, Now, Report, Send, Wait
 from airflow_mlbatch.transport.blocking import BlockingDriver
 from airflow_mlbatch.transport.endpoint import Endpoint
@@ -21,7 +21,7 @@ from airflow_mlbatch.transport.nonblocking import NonblockingDriver
 DriverName: TypeAlias = Literal["blocking", "nonblocking"]
 DRIVERS: tuple[DriverName, ...] = ("blocking", "nonblocking")
 
-USER = Credentials("ada", "s3cret-passw0rd")
+USER = PasswordLogin("ada", "s3cret-passw0rd")
 START = 1_700_000_000.0
 
 
@@ -90,7 +90,7 @@ class Talk:
     """How to hold conversations: with whom, as whom, and how patiently."""
 
     url: str
-    credentials: Credentials = USER
+    login: Login = USER
     policy: Policy = field(default_factory=lambda: Policy(chance=lambda: 1.0))
     endpoint: dict[str, Any] = field(default_factory=dict)
 
@@ -100,7 +100,7 @@ class Talk:
 
     def hold(self, driver: DriverName, *says: Callable[[Flows], Flow[Any]]) -> Outcome:
         """Run flows of one session one after another; the outcome is that of the last one."""
-        flows = Flows(self.credentials, self.url, self.policy)
+        flows = Flows(self.login, self.url, self.policy)
         endpoint = Endpoint(self.url, **{"read_timeout": 10.0, **self.endpoint})
         clock, reports, secrets = Clock(), [], []
 

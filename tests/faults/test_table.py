@@ -7,7 +7,7 @@ from pathlib import Path as FilePath
 
 import pytest
 
-from airflow_mlbatch.protocol.flows import Credentials
+from airflow_mlbatch.protocol.flows import ReadyToken
 from tests.faults.server import FaultServer, Play, closed_port
 from tests.faults.table import (
     FAULTS,
@@ -42,7 +42,7 @@ def play(fault: Fault, path: Path, driver: DriverName, *, passes: bool) -> Outco
     if fault.act is None:
         url = f"http://127.0.0.1:{closed_port()}"
         # A ready token, or the login would be what meets the fault.
-        talk = Talk(url, credentials=Credentials(token="token-one"), policy=policy)
+        talk = Talk(url, login=ReadyToken("token-one"), policy=policy)
         return talk.hold(driver, scene.say)
     with FaultServer(Play(script(fault, path, passes=passes))) as server:
         return Talk(server.url, policy=policy, endpoint=endpoint).hold(driver, scene.say)

@@ -26,7 +26,7 @@ from airflow_mlbatch.errors import (
     UnavailableError,
     UnknownStateError,
 )
-from airflow_mlbatch.protocol.flows import Credentials, Flows, Policy
+from airflow_mlbatch.protocol.flows import Flows, PasswordLogin, Policy, ReadyToken
 from airflow_mlbatch.protocol.messages import (
     Conceal,
     Exclusive,
@@ -44,7 +44,7 @@ from airflow_mlbatch.protocol.states import BatchState
 
 START = 1_700_000_000.0
 URL = "http://scoring:12800"
-USER = Credentials("ada", "correct horse")
+USER = PasswordLogin("ada", "correct horse")
 
 
 def reply(value: Any = None, status: int = 200, **headers: str) -> Reply:
@@ -84,8 +84,7 @@ class World:
     reports: list[Report] = field(default_factory=list)
     depth: int = 0
 
-    def run(self, flow: Flow[Any]) -> Any:
-        answer: Any = None
+    def run(self, flow: Flow[Any], answer: Any = None) -> Any:
         error: MLBatchError | None = None
         while True:
             try:
@@ -244,7 +243,7 @@ def test_a_login_that_is_refused_is_the_end() -> None:
 
 
 def test_a_ready_token_is_used_as_it_is() -> None:
-    flows = Flows(Credentials(token="ready"), URL)
+    flows = Flows(ReadyToken("ready"), URL)
     world = World([HEALTHY, REFUSED])
     world.run(flows.get_server_status())
     with pytest.raises(AuthenticationError, match="does not accept the token in the connection"):
@@ -273,28 +272,22 @@ def test_who_waited_for_the_lock_takes_the_token_of_who_had_it() -> None:
 def test_a_renewal_refused_for_one_is_not_done_again_for_the_other() -> None:
     """Both were told 401 for the same token; the second finds the new one in place."""
     flows = always()
-    world = World([tokens(1), HEALTHY, tokens(2)])
+    world = World([tokens(1), HEALTHY, REFUSED, REFUSED, tokens(2), HEALTHY, HEALTHY])
     world.run(flows.get_server_status())
-    assert world.run(flows._renewed("access-1", None)) == "access-2"
-    assert world.run(flows._renewed("access-1", None)) == "access-2"
+    both = [flows.get_server_status(), flows.get_server_status()]
+    locked = [until_locked(flow, world) for flow in both]
+    for flow, step in zip(both, locked, strict=True):
+        world.run(flow, world.run(step.flow))
+    assert world.tokens_sent[2:] == ["access-1", "access-1", "", "access-2", "access-2"]
     assert world.lines.count("POST /login/refreshToken") == 1
 
 
-def test_log_out_revokes_and_forgets() -> None:
-    flows = always()
-    world = World([tokens(1), reply(), tokens(2), HEALTHY])
-    world.run(flows.log_in())
-    assert flows.held_token == "access-1"
-    world.run(flows.log_out())
-    assert flows.held_token is None
-    world.run(flows.log_out())
-    world.run(flows.get_server_status())
-    assert world.lines == [
-        "POST /login",
-        "DELETE /login/refreshToken?refreshToken=refresh-1",
-        "POST /login",
-        "GET /status",
-    ]
+def until_locked(flow: Flow[Any], world: World) -> Exclusive:
+    """Run a flow until it wants to be alone."""
+    step = next(flow)
+    while not isinstance(step, Exclusive):
+        step = flow.send(world._do(step))
+    return step
 
 
 # --- repeats -------------------------------------------------------------------------------------
@@ -521,12 +514,12 @@ SECRET = 'pass"word / <one>  &\\'
 @pytest.mark.parametrize("status", [400, 401, 500])
 def test_a_password_that_a_server_sends_back_is_not_shown(body: bytes, status: int) -> None:
     world = World([reply(body, status)])
-    flows = Flows(Credentials("ada", SECRET), URL)
+    flows = Flows(PasswordLogin("ada", SECRET), URL)
     with pytest.raises(MLBatchError) as caught:
         world.run(flows.get_server_status())
     assert "***" in str(caught.value)
     assert "pass" not in str(caught.value)
-    assert SECRET not in repr(flows._credentials)
+    assert SECRET not in repr(flows._login)
 
 
 @pytest.mark.parametrize("status", [200, 400])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_mlbatch.protocol.flows import Credentials, Flows
+from airflow_mlbatch.protocol.flows import Flows, PasswordLogin
 from airflow_mlbatch.transport.blocking import BlockingDriver
 from airflow_mlbatch.transport.endpoint import Endpoint
 from tests.server_process import PASSWORD, running_server
@@ -63,7 +63,7 @@ def done(execution_id: str) -> dict[str, object]:
 
 def test_a_finished_batch_of_200_000_results() -> None:
     with running_server("--services", str(SERVICES)) as server:
-        flows = Flows(Credentials(server.username, server.password), server.url)
+        flows = Flows(PasswordLogin(server.username, server.password), server.url)
         driver = BlockingDriver(Endpoint(server.url))
         body = b"[" + b",".join(b'{"x":%d}' % x for x in range(RECORDS)) + b"]"
         execution_id = driver.run(flows.start_batch("plain", "1", body, 100))

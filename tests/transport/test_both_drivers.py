@@ -24,7 +24,7 @@ from airflow_mlbatch.errors import (
     SubmissionUnknownError,
     UnavailableError,
 )
-from airflow_mlbatch.protocol.flows import Credentials, Flows, Policy
+from airflow_mlbatch.protocol.flows import Flows, Login, Policy, ReadyToken
 from airflow_mlbatch.protocol.messages import Flow
 from airflow_mlbatch.protocol.services import Parameter
 from airflow_mlbatch.protocol.states import BatchState
@@ -144,7 +144,7 @@ class Case:
     waits: Sequence[float] | None = None
     endpoint: Mapping[str, Any] = field(default_factory=dict)
     policy: Policy = field(default_factory=lambda: Policy(chance=lambda: 1.0))
-    credentials: Credentials | None = None
+    login: Login | None = None
 
 
 ERROR = {"code": 400, "message": "no such thing", "fields": ""}
@@ -643,7 +643,7 @@ CASES = [
         error=AuthenticationError,
         text="the server does not accept the token in the connection's password field",
         targets=["GET /status"],
-        credentials=Credentials(token="token-zero"),
+        login=ReadyToken("token-zero"),
     ),
     # --- batches
     Case(
@@ -693,8 +693,8 @@ CASES = [
 
 def hold(case: Case, driver: DriverName, server: FaultServer) -> Outcome:
     talk = Talk(server.url, policy=case.policy, endpoint=dict(case.endpoint))
-    if case.credentials is not None:
-        talk = replace(talk, credentials=case.credentials)
+    if case.login is not None:
+        talk = replace(talk, login=case.login)
     return talk.hold(driver, case.say)
 
 

@@ -22,7 +22,7 @@ from airflow_mlbatch.errors import (
     ConnectionLostError,
     MLBatchError,
 )
-from airflow_mlbatch.protocol.flows import Credentials, Flows, Policy
+from airflow_mlbatch.protocol.flows import EntraLogin, Flows, Policy
 from airflow_mlbatch.protocol.messages import EntraSource
 from airflow_mlbatch.transport.blocking import BlockingDriver
 from airflow_mlbatch.transport.endpoint import Endpoint
@@ -158,7 +158,7 @@ def test_the_token_is_used_and_fetched_anew_after_a_401(
 ) -> None:
     healthy = as_json({"statusCode": "pass"})
     with FaultServer(Play({"GET": [Answer(status=401), healthy]})) as server:
-        flows = Flows(Credentials(entra=source_at(authority)), server.url, Policy())
+        flows = Flows(EntraLogin(source_at(authority)), server.url, Policy())
         endpoint = Endpoint(server.url, verify=str(certificate))
         assert run(driver, flows, endpoint).is_healthy
         sent = [request.headers["authorization"] for request in server.requests]
@@ -299,13 +299,16 @@ def test_what_goes_wrong_is_told_without_the_secret(
     assert wrong not in repr(source)
 
 
-def test_fields_of_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    from airflow_mlbatch.hooks import MLBatchHook
+def test_fields_of_the_connection() -> None:
+    from airflow.providers.common.compat.sdk import Connection
 
-    def source_of(**fields: Any) -> EntraSource | None:
-        whole = {"conn_type": "mlbatch", "host": "ml", **fields}
-        monkeypatch.setenv("AIRFLOW_CONN_ENTRA", json.dumps(whole))
-        return MLBatchHook("entra").flows._credentials.entra
+    from airflow_mlbatch.hooks.settings import read_settings
+
+    def source_of(**fields: Any) -> EntraSource:
+        whole: dict[str, Any] = {"conn_type": "mlbatch", "host": "ml", **fields}
+        login = read_settings(Connection.from_json(json.dumps(whole)), whole.get("extra", {})).login
+        assert isinstance(login, EntraLogin)
+        return login.source
 
     extra = {"auth": "entra", "resource": "api://x", "tenant_id": "t", "client_id": "c"}
     assert source_of(extra={**extra, "client_secret": "s"}) == EntraSource("api://x", "t", "c", "s")

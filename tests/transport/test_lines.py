@@ -17,12 +17,12 @@ from airflow_mlbatch.errors import (
     AuthenticationError,
     ConnectionLostError,
     ContractError,
+    ForbiddenError,
     ReplyTooLargeError,
     SubmissionUnknownError,
     UnavailableError,
 )
-from airflow_mlbatch.protocol import flows as flows_module
-from airflow_mlbatch.protocol.flows import Flows, Policy
+from airflow_mlbatch.protocol.flows import Flows, Policy, ReadyToken, batches
 from airflow_mlbatch.protocol.messages import MIB, Flow, Send
 from airflow_mlbatch.protocol.results import StatusSink
 from airflow_mlbatch.protocol.routes import BATCH
@@ -39,7 +39,7 @@ from tests.faults.server import (
     as_json,
     closed_port,
 )
-from tests.faults.talk import DRIVERS, USER, Clock, DriverName, Outcome, Talk
+from tests.faults.talk import DRIVERS, USER, Clock, DriverName, Talk
 
 TOKENS = as_json({"access_token": "token-one", "expires_in": 3600, "refresh_token": "refresh-one"})
 STATUS = as_json({"statusCode": "pass"})
@@ -103,7 +103,7 @@ def test_nobody_listens(driver: DriverName) -> None:
 @both
 def test_a_batch_is_started_again_when_nothing_can_have_arrived(driver: DriverName) -> None:
     url = f"http://127.0.0.1:{closed_port()}"
-    talk = Talk(url, credentials=flows_module.Credentials(token="ready"), policy=PATIENCE)
+    talk = Talk(url, login=ReadyToken("ready"), policy=PATIENCE)
     outcome = talk.hold(driver, lambda flows: flows.start_batch("s", "1", b"[]"))
 
     assert outcome.error is ConnectionLostError
@@ -261,7 +261,7 @@ def test_a_poll_reads_no_more_than_it_needs(
             super().__init__()
             sinks.append(self)
 
-    monkeypatch.setattr(flows_module, "StatusSink", Counted)
+    monkeypatch.setattr(batches, "StatusSink", Counted)
     with FaultServer(Play({"POST": [TOKENS], "GET": [Answer(200, endless_batch)]})) as server:
         outcome = Talk(server.url).hold(
             driver, lambda flows: flows.get_batch_status("s", "1", "id")
@@ -283,7 +283,7 @@ def test_a_packed_reply_leaves_others_their_turn(monkeypatch: pytest.MonkeyPatch
             super().__init__()
             sinks.append(self)
 
-    monkeypatch.setattr(flows_module, "StatusSink", Counted)
+    monkeypatch.setattr(batches, "StatusSink", Counted)
     record = {"success": True, "errorMessage": "", "outputParameters": {"answer": 0.5}}
     counts = {"state": "Complete", "completedItemCount": 50_000, "totalItemCount": 50_000}
     document = json.dumps({"batchExecutionResults": [record] * 50_000, **counts}).encode()
@@ -473,7 +473,7 @@ def test_a_large_body_may_take_longer_than_a_connection(driver: DriverName) -> N
     body = b" " * 16 * MIB
     talk = Talk(
         "",
-        credentials=flows_module.Credentials(token="ready"),
+        login=ReadyToken("ready"),
         endpoint={"connect_timeout": 0.3, "read_timeout": 10},
     )
     with FaultServer(Play({"POST": [as_json("id-1", 202)]}), read_pause=0.005) as server:
@@ -489,7 +489,7 @@ def test_a_body_that_nobody_takes() -> None:
     """Only the blocking driver sends bodies that do not fit into the buffers of a line."""
     talk = Talk(
         "",
-        credentials=flows_module.Credentials(token="ready"),
+        login=ReadyToken("ready"),
         endpoint={"read_timeout": 0.3},
     )
     with FaultServer(Play({}), read_pause=60) as server:
@@ -624,25 +624,16 @@ def test_a_login_that_failed_is_tried_again_by_who_comes_later(driver: DriverNam
 
 
 @both
-def test_a_ready_token_is_never_revoked(driver: DriverName) -> None:
-    talk = Talk("http://127.0.0.1:9", credentials=flows_module.Credentials(token="ready"))
-    assert talk.hold(driver, lambda flows: flows.log_out()) == Outcome(value=None)
-
-
-@both
-def test_a_logout_shows_its_token_to_nobody(driver: DriverName) -> None:
+def test_an_error_shows_its_tokens_to_nobody(driver: DriverName) -> None:
     acts = {
         "POST": [TOKENS],
-        "DELETE": [as_json({"message": "refresh-one is unknown, token-one too"}, 401)],
+        "GET": [as_json({"message": "refresh-one is unknown, token-one too"}, 403)],
     }
     with FaultServer(Play(acts)) as server:
-        outcome = Talk(server.url).hold(
-            driver, lambda flows: flows.log_in(), lambda flows: flows.log_out()
-        )
+        outcome = Talk(server.url).hold(driver, server_status)
 
-    assert outcome.error is AuthenticationError
-    assert outcome.text == "DELETE /login/refreshToken: 401 *** is unknown, *** too"
-    assert server.requests[-1].target == "/login/refreshToken?refreshToken=refresh-one"
+    assert outcome.error is ForbiddenError
+    assert outcome.text == "GET /status: 403 *** is unknown, *** too"
     assert outcome.secrets == ("token-one", "refresh-one")
 
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from airflow_mlbatch.errors import ConnectionConfigError, ConnectionLostError
-from airflow_mlbatch.protocol.flows import Credentials, Flows, Policy
+from airflow_mlbatch.protocol.flows import Flows, Policy, ReadyToken
 from airflow_mlbatch.protocol.messages import Flow
 from airflow_mlbatch.transport.endpoint import Endpoint
 from tests.faults.server import FaultServer, Play, as_json
@@ -145,7 +145,7 @@ def test_a_submission_to_a_server_that_is_not_trusted_was_never_sent(
     driver: DriverName, tls: ssl.SSLContext
 ) -> None:
     with FaultServer(Play(SCRIPT), tls) as server:
-        talk = Talk(server.url, credentials=Credentials(token="ready"))
+        talk = Talk(server.url, login=ReadyToken("ready"))
         outcome = talk.hold(driver, lambda flows: flows.start_batch("s", "1", b"[]"))
 
     assert outcome.error is ConnectionLostError

@@ -1,0 +1,318 @@
+"""Conversations about batches: start, watch, read, cancel, and the files that records leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from airflow_mlbatch.errors import (
+    AnswerError,
+    BatchTimeoutError,
+    ConnectionLostError,
+    ContractError,
+    ExecutionNotFoundError,
+    InputError,
+    LineError,
+    SubmissionUnknownError,
+    UnavailableError,
+)
+from airflow_mlbatch.protocol import routes
+from airflow_mlbatch.protocol.documents import read_execution_id, read_names, shown
+from airflow_mlbatch.protocol.flows.answers import MAYBE_STARTED
+from airflow_mlbatch.protocol.flows.session import NO_LIMIT, Session, discreet, of_service
+from airflow_mlbatch.protocol.messages import Flow, Now, Report, Sink, Wait
+from airflow_mlbatch.protocol.results import (
+    BatchStatus,
+    FailureSink,
+    RecordBlock,
+    ResultsSink,
+    StatusSink,
+)
+from airflow_mlbatch.protocol.services import Parameter
+from airflow_mlbatch.protocol.states import BatchState
+
+__all__ = ["PARALLEL_COUNT", "BatchFlows"]
+
+PARALLEL_COUNT = 10
+
+
+def _is_terminal(status: BatchStatus) -> bool:
+    return status.is_terminal
+
+
+class BatchFlows(Session):
+    """What a session can do with batches."""
+
+    @discreet
+    def start_batch(
+        self,
+        service_name: str,
+        service_version: str,
+        body: bytes,
+        parallel_count: int = PARALLEL_COUNT,
+    ) -> Flow[str]:
+        """Start a batch; returns the execution id. Never sent twice once the server may have it.
+
+        :param body: from :func:`airflow_mlbatch.protocol.records.encode_records`
+        :raises SubmissionUnknownError: the line was lost while the server may have it already
+        """
+        if isinstance(parallel_count, bool) or not isinstance(parallel_count, int):
+            raise InputError(f"parallel_count: found {parallel_count!r}, expected a whole number")
+        if parallel_count < 1:
+            raise InputError(f"parallel_count: found {parallel_count}, expected at least 1")
+        reply = yield from self._call(
+            routes.START_BATCH,
+            of_service(service_name, service_version),
+            query={"parallelCount": str(parallel_count)},
+            body=body,
+            is_small=False,
+        )
+        try:
+            return read_execution_id(reply.body)
+        except ContractError as error:
+            raise SubmissionUnknownError(f"{MAYBE_STARTED}: {error}") from error
+
+    @discreet
+    def list_batch_executions(self, service_name: str, service_version: str) -> Flow[list[str]]:
+        """Ids of the executions that the server knows, running and finished."""
+        reply = yield from self._call(routes.BATCHES, of_service(service_name, service_version))
+        return read_names(reply.body, "list of executions")
+
+    @discreet
+    def get_batch_status(
+        self, service_name: str, service_version: str, execution_id: str
+    ) -> Flow[BatchStatus]:
+        """State and counts, without reading on once they are known; of a failed batch also why."""
+        named = _execution(service_name, service_version, execution_id)
+        reply = yield from self._call(
+            routes.BATCH,
+            named,
+            query=_partial(False),
+            open_sink=StatusSink,
+            max_body=NO_LIMIT,
+        )
+        status: BatchStatus = reply.sink.status
+        if status.state is BatchState.FAILED:
+            status = replace(status, message=(yield from self._why_failed(named)))
+        return status
+
+    def _why_failed(self, named: Mapping[str, str]) -> Flow[str]:
+        """The server's words about a failed batch; its failure does not depend on them."""
+        try:
+            reply = yield from self._call(
+                routes.BATCH,
+                named,
+                query=_partial(True),
+                open_sink=FailureSink,
+                max_body=NO_LIMIT,
+            )
+        except (AnswerError, LineError, ContractError):
+            return ""
+        words = reply.sink.message
+        return self._secrets.redacted(shown(words.encode("utf-8", "replace"))) if words else ""
+
+    @discreet
+    def read_batch_results(
+        self,
+        service_name: str,
+        service_version: str,
+        execution_id: str,
+        outputs: Sequence[Parameter] | None,
+        take: Callable[[RecordBlock], None],
+        *,
+        partial: bool = True,
+        restart: Callable[[], None] | None = None,
+    ) -> Flow[BatchStatus]:
+        """Read the records of an execution, handed on in blocks while they arrive.
+
+        :param take: called with each block
+        :param restart: called when reading starts over after a lost line, to forget what was taken;
+            without it a line that is lost once blocks were taken is an error
+        :return: the status that came with the records
+        :raises ContractError: a complete batch holds another number of results than it promises
+        """
+        has_taken = False
+
+        def take_checked(sink: ResultsSink, block: RecordBlock) -> None:
+            nonlocal has_taken
+            # Not at the end only: a list that never ends would fill the disk before.
+            if sink.promised is not None and sink.count > sink.promised:
+                raise _wrong_number(execution_id, sink.count, sink.promised)
+            has_taken = True
+            take(block)
+
+        def open_sink() -> Sink:
+            nonlocal has_taken
+            if has_taken and restart is None:
+                raise ConnectionLostError(
+                    f"execution {execution_id}: the line was lost in the middle of the results"
+                )
+            if has_taken and restart is not None:
+                restart()
+            has_taken = False
+            sink = ResultsSink(outputs, lambda block: take_checked(sink, block))
+            return sink
+
+        reply = yield from self._call(
+            routes.BATCH,
+            _execution(service_name, service_version, execution_id),
+            query=_partial(partial),
+            open_sink=open_sink,
+            max_body=NO_LIMIT,
+            is_small=False,
+        )
+        status: BatchStatus = reply.sink.status
+        if status.state is BatchState.COMPLETE and reply.sink.count != status.total_item_count:
+            raise _wrong_number(execution_id, reply.sink.count, status.total_item_count)
+        return status
+
+    @discreet
+    def cancel_batch(
+        self, service_name: str, service_version: str, execution_id: str
+    ) -> Flow[bool]:
+        """Cancel an execution and delete its results and artifacts.
+
+        :return: false when it was gone already, which is what a repeat after a lost line finds
+        """
+        named = _execution(service_name, service_version, execution_id)
+        try:
+            yield from self._call(routes.CANCEL_BATCH, named)
+        except ExecutionNotFoundError:
+            return False
+        return True
+
+    @discreet
+    def list_artifacts(
+        self, service_name: str, service_version: str, execution_id: str, index: int
+    ) -> Flow[list[str]]:
+        """Names of the files that one record left.
+
+        :param index: zero-based place of the record
+        """
+        named = {**_execution(service_name, service_version, execution_id), "index": _index(index)}
+        reply = yield from self._call(routes.FILES, named)
+        return read_names(reply.body, f"files of record {index}")
+
+    @discreet
+    def get_artifact(
+        self,
+        service_name: str,
+        service_version: str,
+        execution_id: str,
+        index: int,
+        file_name: str,
+        *,
+        open_sink: Callable[[], Sink] | None = None,
+        max_body: int | None = None,
+    ) -> Flow[bytes]:
+        """The content of one file, or nothing where a sink took it.
+
+        :param open_sink: called when the content begins, once more when a lost line starts it over
+        :param max_body: most bytes to accept; ``None`` for no limit
+        :raises ArtifactNotFoundError: the record left no such file
+        """
+        named = {
+            **_execution(service_name, service_version, execution_id),
+            "index": _index(index),
+            "fileName": file_name,
+        }
+        reply = yield from self._call(
+            routes.FILE,
+            named,
+            open_sink=open_sink,
+            max_body=NO_LIMIT if max_body is None else max_body,
+            is_small=False,
+        )
+        return reply.body
+
+    @discreet
+    def watch_batch(
+        self,
+        service_name: str,
+        service_version: str,
+        execution_id: str,
+        *,
+        poll_interval: float,
+        deadline: float | None = None,
+        is_over: Callable[[BatchStatus], bool] = _is_terminal,
+    ) -> Flow[BatchStatus]:
+        """Poll until the execution is complete or failed.
+
+        A poll that fails for a passing reason is reported and forgiven, several in a row are not.
+        At the deadline there is one last poll, so that a batch that has just finished is not lost.
+
+        :param poll_interval: seconds between polls
+        :param deadline: epoch seconds; ``None`` waits for ever
+        :param is_over: another end of the watch than that of the batch
+        :raises BatchTimeoutError: the deadline passed; says how far the batch came
+        :raises ExecutionNotFoundError: the execution is gone
+        """
+        problems, last = 0, None
+        while True:
+            now = yield Now()
+            is_last = deadline is not None and now >= deadline
+            try:
+                status = yield from self.get_batch_status(
+                    service_name, service_version, execution_id
+                )
+                problem = _step_back(execution_id, last, status)
+            except (LineError, UnavailableError, ContractError) as error:
+                problems += 1
+                if error.is_permanent or (problems >= self._policy.poll_problems and not is_last):
+                    raise
+                yield Report(last, str(error))
+            else:
+                problems, last = 0, status
+                yield Report(status, problem)
+                if is_over(status):
+                    return status
+            if is_last:
+                how_far = str(last) if last else "no poll was answered"
+                raise BatchTimeoutError(
+                    f"execution {execution_id} is not complete at the deadline: {how_far}"
+                )
+            now = yield Now()
+            rest = poll_interval if deadline is None else min(poll_interval, deadline - now)
+            yield Wait(max(rest, 0.0))
+
+
+def _step_back(execution_id: str, last: BatchStatus | None, now: BatchStatus) -> str | None:
+    """What is odd about a status after the one before; fewer completed records can be caught up on.
+
+    :raises ContractError: the number of records of a batch never changes: this is not the same batch
+    """
+    if last is None:
+        return None
+    if now.total_item_count != last.total_item_count:
+        raise ContractError(
+            f"execution {execution_id}: found {now.total_item_count:,} records in the batch, "
+            f"expected {last.total_item_count:,} as before"
+        )
+    if now.completed_item_count < last.completed_item_count:
+        return (
+            f"the server went back from {last.completed_item_count:,} completed records to "
+            f"{now.completed_item_count:,}"
+        )
+    return None
+
+
+def _wrong_number(execution_id: str, count: int, promised: int) -> ContractError:
+    return ContractError(
+        f"execution {execution_id}: complete with {count:,} results, expected {promised:,}"
+    )
+
+
+def _execution(service_name: str, service_version: str, execution_id: str) -> dict[str, str]:
+    return {**of_service(service_name, service_version), "executionId": execution_id}
+
+
+def _index(index: object) -> str:
+    if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+        raise InputError(f"index: found {index!r}, expected a zero-based whole number")
+    return str(index)
+
+
+def _partial(partial: bool) -> dict[str, str]:
+    # The Swagger document and the vendor's two clients spell it differently.
+    word = "true" if partial else "false"
+    return {"showPartialResults": word, "showPartialResult": word}
