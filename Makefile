@@ -3,7 +3,8 @@
 VENV  := .venv
 FLOOR := .venv-floor
 BIN   := $(VENV)/bin
-DEV   := demo,test,lint,bench,s3,azure,entra
+EXTRAS := demo,s3,azure,entra
+GROUPS := test,lint,bench
 # Much of the suite waits for servers and processes, so more workers than processors pay. A module
 # stays in one worker, with the servers that it started.
 PARALLEL := -n 3 --dist loadfile
@@ -42,7 +43,7 @@ test-floor: $(FLOOR)/.ready ## run the tests with the oldest Airflow that is sup
 	@$(FLOOR)/bin/python -m pytest $(PARALLEL) $(FLOOR_TESTS) $(ARGS)
 
 test-pythons: ## run the tests with the other Pythons that this machine has
-	@scripts/test-pythons demo,test constraints.txt "$(PYTHONS)" -- -m pytest $(PARALLEL) $(ROOMS) $(ARGS)
+	@scripts/test-pythons demo test constraints.txt "$(PYTHONS)" -- -m pytest $(PARALLEL) $(ROOMS) $(ARGS)
 
 check: $(VENV)/.dev ## formatting, lint, types, which room imports which, changelog
 	@$(BIN)/ruff format --check .
@@ -64,21 +65,21 @@ constraints: $(VENV)/.dev ## resolve all dependencies anew and write constraints
 
 venv: $(VENV)/.dev ## install everything that developing needs into .venv
 
-# A stamp is touched once its extras are in; `make demo` installs no more than the demo needs.
+# A stamp is touched once its extras and groups are in; `make demo` installs no more than the demo needs.
 $(VENV)/.demo: pyproject.toml constraints.txt
-	@scripts/venv $(VENV) demo constraints.txt
+	@scripts/venv $(VENV) demo "" constraints.txt
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt
-	@scripts/venv $(VENV) $(DEV) constraints.txt
+	@scripts/venv $(VENV) $(EXTRAS) $(GROUPS) constraints.txt
 	@touch $(VENV)/.demo $@
 
 $(VENV)/.system: $(VENV)/.dev
-	@scripts/venv $(VENV) $(DEV),system constraints.txt
+	@scripts/venv $(VENV) $(EXTRAS) $(GROUPS),system constraints.txt
 	@touch $@
 
 $(FLOOR)/.ready: pyproject.toml constraints-floor.txt
-	@scripts/venv $(FLOOR) demo,test constraints-floor.txt 12
+	@scripts/venv $(FLOOR) demo test constraints-floor.txt 12
 	@touch $@
 
 clean: ## remove the virtual environments and what the tools left behind

@@ -135,8 +135,13 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from airflow_mlbatch.server.registry import DEMO_SERVICES
-    from airflow_mlbatch.server.serving import ServerSettings, serve
+    try:
+        from airflow_mlbatch.server.registry import DEMO_SERVICES
+        from airflow_mlbatch.server.serving import ServerSettings, serve
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        needs = f"needs the package {package}, which is not installed"
+        _fail("serve", f"{needs}: pip install 'airflow-mlbatch[server]'")
 
     _hold_standard_files()
     sources = ([DEMO_SERVICES] if options.demo else []) + options.services
@@ -237,7 +242,8 @@ def _demo(options: argparse.Namespace) -> int:
 def _ui(options: argparse.Namespace) -> int:
     from airflow_mlbatch.demo.show import run_ui
 
-    return run_ui(options.folder, options.port)
+    # The start of a task keeps a processor busy for seconds: more slots would only cause time-outs.
+    return run_ui(options.folder, options.port, slots=2 * _processors())
 
 
 def _fail(command: str, message: str) -> NoReturn:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,14 @@ EXAMPLE_DATA = Path(os.environ.get("MLBATCH_EXAMPLE_DATA", "/tmp/mlbatch"))  # n
 
 with DAG(
     dag_id="mlbatch_artifacts",
+    description="Download the files of many records: to storage, and through XCom.",
     schedule=None,
-    default_args={"service_name": "TxService", "service_version": "1.0", "retries": 2},
+    default_args={
+        "service_name": "TxService",
+        "service_version": "1.0",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=10),
+    },
     params={
         "input_path": Param(str(EXAMPLE_DATA / "mtcars.csv"), type="string"),
         "dest": Param(str(EXAMPLE_DATA / "scored" / "answers"), type="string"),
@@ -42,6 +49,7 @@ with DAG(
         deferrable=True,
         poll_interval=1,
     )
+    # [START howto_operator_artifact_download]
     to_storage = ArtifactDownloadOperator(
         task_id="to_storage",
         execution_id=score.output,
@@ -50,6 +58,8 @@ with DAG(
         path_template="{index:04d}-{file_name}",
         max_connections=8,
     )
+    # [END howto_operator_artifact_download]
+    # [START howto_operator_artifact_download_xcom]
     to_xcom = ArtifactDownloadOperator(
         task_id="to_xcom",
         execution_id=score.output,
@@ -57,6 +67,7 @@ with DAG(
         file_names=["answer.csv"],
         max_xcom_bytes=1024,
     )
+    # [END howto_operator_artifact_download_xcom]
 
     @task
     def compare(manifest: dict[str, Any], files: list[dict[str, Any]]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,14 @@ SCORES = str(EXAMPLE_DATA / "scored" / "assets" / "scores.parquet")
 
 with DAG(
     dag_id="mlbatch_write_scores",
+    description="Score a Parquet table and announce the scored table as an asset.",
     schedule=None,
-    default_args={"service_name": "TxService", "service_version": "1.0", "retries": 2},
+    default_args={
+        "service_name": "TxService",
+        "service_version": "1.0",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=10),
+    },
     tags=["mlbatch"],
     doc_md=__doc__,
 ) as write_scores:
@@ -47,6 +54,7 @@ with DAG(
         deferrable=True,
         poll_interval=1,
     )
+    # [START howto_operator_batch_results_asset]
     BatchResultsOperator(
         task_id="results",
         execution_id=score.output,
@@ -55,10 +63,16 @@ with DAG(
         keep_columns=["am"],
         output_path=SCORES,
     )
+    # [END howto_operator_batch_results_asset]
 
+# [START howto_schedule_on_scores]
 with DAG(
     dag_id="mlbatch_read_scores",
+    description="Starts when mlbatch_write_scores has written its table, and counts the right scores.",
     schedule=[Asset(uri=f"file://{SCORES}")],
+    # A paused Dag would not start by itself.
+    is_paused_upon_creation=False,
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     tags=["mlbatch"],
     doc_md=__doc__,
 ) as read_scores:
@@ -76,6 +90,7 @@ with DAG(
         return float(is_right.mean())
 
     count_correct()
+# [END howto_schedule_on_scores]
 
 if __name__ == "__main__":
     raise SystemExit(

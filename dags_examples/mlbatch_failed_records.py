@@ -13,6 +13,7 @@ helps when a service fails by chance (here it does not). The extra batch is dele
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 from airflow.sdk import DAG, Param
@@ -23,8 +24,14 @@ EXAMPLE_DATA = Path(os.environ.get("MLBATCH_EXAMPLE_DATA", "/tmp/mlbatch"))  # n
 
 with DAG(
     dag_id="mlbatch_failed_records",
+    description="Score failed records once more, put the rest aside, and judge how many may fail.",
     schedule=None,
-    default_args={"service_name": "carefulService", "service_version": "1.0", "retries": 1},
+    default_args={
+        "service_name": "carefulService",
+        "service_version": "1.0",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=10),
+    },
     params={
         "input_path": Param(str(EXAMPLE_DATA / "mtcars.csv"), type="string"),
         "output_dir": Param(str(EXAMPLE_DATA / "scored" / "failed_records"), type="string"),
@@ -40,6 +47,7 @@ with DAG(
         deferrable=True,
         poll_interval=1,
     )
+    # [START howto_operator_batch_results_failed]
     BatchResultsOperator(
         task_id="results",
         execution_id=score.output,
@@ -52,6 +60,7 @@ with DAG(
         rescore_failed=1,
         poll_interval=1,
     )
+    # [END howto_operator_batch_results_failed]
 
 if __name__ == "__main__":
     raise SystemExit(dag.test().state != "success")

@@ -28,6 +28,7 @@ import csv
 import logging
 import os
 import time
+from datetime import timedelta
 from pathlib import Path
 
 from airflow.sdk import DAG, task
@@ -47,6 +48,7 @@ EXAMPLE_DATA = Path(os.environ.get("MLBATCH_EXAMPLE_DATA", "/tmp/mlbatch"))  # n
 SERVICE = ("mtService", "v1.0.0")
 
 
+# [START howto_hook_services]
 @task
 def get_the_service() -> dict[str, str]:
     """What the service wants, and what it gives."""
@@ -66,6 +68,10 @@ def consume_one_record() -> float:
     return float(answer)
 
 
+# [END howto_hook_services]
+
+
+# [START howto_hook_batches]
 @task
 def start_from_records() -> str:
     """A list of dicts; a dict of columns or a pandas DataFrame will do as well."""
@@ -115,6 +121,10 @@ def cancel_a_batch() -> bool:
     return hook.cancel_batch(*SERVICE, execution_id)
 
 
+# [END howto_hook_batches]
+
+
+# [START howto_hook_artifacts]
 @task
 def artifacts_of(execution_id: str) -> list[str]:
     """List a record's files, look into one, download one, download all."""
@@ -128,13 +138,18 @@ def artifacts_of(execution_id: str) -> list[str]:
     return one + hook.download_artifacts(*SERVICE, execution_id, 0, dest=dest / "all")
 
 
+# [END howto_hook_artifacts]
+
+
 with DAG(
     dag_id="mlbatch_guide_workflow",
+    description="Every step of the vendor's guide, by hand with the hook and then with operators.",
     schedule=None,
     default_args={
         "service_name": SERVICE[0],
         "service_version": SERVICE[1],
-        "retries": 1,
+        "retries": 2,
+        "retry_delay": timedelta(seconds=10),
     },
     tags=["mlbatch"],
     doc_md=__doc__,
@@ -162,9 +177,11 @@ with DAG(
         execution_id=score.output,
         dest=str(EXAMPLE_DATA / "scored" / "guide" / "operators"),
     )
+    # [START howto_operator_batch_delete]
     delete = BatchDeleteOperator(
         task_id="delete", execution_ids=[by_records, by_csv, by_tsv, score.output]
     )
+    # [END howto_operator_batch_delete]
     wait >> [results, pictures] >> delete
     [found, files, answers] >> delete
 

@@ -7,6 +7,7 @@ is not published.
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 from airflow.sdk import DAG, Param
@@ -17,6 +18,7 @@ EXAMPLE_DATA = Path(os.environ.get("MLBATCH_EXAMPLE_DATA", "/tmp/mlbatch"))  # n
 
 with DAG(
     dag_id="mlbatch_large_table",
+    description="Score a table of any size in shards, and publish one dataset at the end.",
     schedule=None,
     params={
         "input_path": Param(str(EXAMPLE_DATA / "mtcars.csv"), type="string"),
@@ -26,6 +28,7 @@ with DAG(
     tags=["mlbatch"],
     doc_md=__doc__,
 ) as dag:
+    # [START howto_task_group_batch_score]
     BatchScoreTaskGroup(
         "score_table",
         service_name="mtService",
@@ -41,8 +44,9 @@ with DAG(
         poll_interval=1,
         timeout=3600,
         cleanup=True,
-        task_args={"retries": 2},
+        task_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     )
+    # [END howto_task_group_batch_score]
 
 if __name__ == "__main__":
     raise SystemExit(dag.test().state != "success")

@@ -9,6 +9,7 @@ an `AssetAlias`: a Dag with `schedule=[AssetAlias("mlbatch_many_tables")]` start
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 from airflow.sdk import DAG, AssetAlias, Param, task
@@ -19,8 +20,14 @@ EXAMPLE_DATA = Path(os.environ.get("MLBATCH_EXAMPLE_DATA", "/tmp/mlbatch"))  # n
 
 with DAG(
     dag_id="mlbatch_many_tables",
+    description="Score each of many tables in mapped tasks of its own.",
     schedule=None,
-    default_args={"service_name": "mtService", "service_version": "v1.0.0", "retries": 2},
+    default_args={
+        "service_name": "mtService",
+        "service_version": "v1.0.0",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=10),
+    },
     params={"folder": Param(str(EXAMPLE_DATA), type="string")},
     tags=["mlbatch"],
     doc_md=__doc__,
@@ -39,6 +46,7 @@ with DAG(
             for table in tables
         ]
 
+    # [START howto_operator_mapped]
     tables = list_tables()
     score = BatchScoreOperator.partial(
         task_id="score", wait_for_completion=True, deferrable=True, poll_interval=1
@@ -54,6 +62,7 @@ with DAG(
             }
         )
     )
+    # [END howto_operator_mapped]
 
 if __name__ == "__main__":
     raise SystemExit(dag.test().state != "success")

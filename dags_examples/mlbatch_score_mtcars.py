@@ -23,6 +23,7 @@ EXAMPLE_DATA = Path(os.environ.get("MLBATCH_EXAMPLE_DATA", "/tmp/mlbatch"))  # n
 
 with DAG(
     dag_id="mlbatch_score_mtcars",
+    description="Score the mtcars table, wait in the triggerer, write the scores and fetch the plots.",
     schedule=None,
     default_args={
         "service_name": "mtService",
@@ -37,11 +38,14 @@ with DAG(
     tags=["mlbatch"],
     doc_md=__doc__,
 ) as dag:
+    # [START howto_operator_batch_score]
     score = BatchScoreOperator(
         task_id="score",
         input_path="{{ params.input_path }}",
         parallel_count=5,
     )
+    # [END howto_operator_batch_score]
+    # [START howto_sensor_batch_state]
     wait = BatchStateSensor(
         task_id="wait",
         execution_id=score.output,
@@ -49,12 +53,15 @@ with DAG(
         poke_interval=1,
         timeout=600,
     )
+    # [END howto_sensor_batch_state]
+    # [START howto_operator_batch_results]
     results = BatchResultsOperator(
         task_id="results",
         execution_id=score.output,
         input_path="{{ params.input_path }}",
         output_path="{{ params.output_dir }}/scores.csv",
     )
+    # [END howto_operator_batch_results]
     artifacts = ArtifactDownloadOperator(
         task_id="artifacts",
         execution_id=score.output,

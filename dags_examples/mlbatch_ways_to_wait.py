@@ -16,6 +16,7 @@ A sensor watches a batch that it does not own: killing it cancels nothing. A tas
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 from airflow.sdk import DAG
@@ -27,14 +28,21 @@ EXAMPLE_DATA = Path(os.environ.get("MLBATCH_EXAMPLE_DATA", "/tmp/mlbatch"))  # n
 
 with DAG(
     dag_id="mlbatch_ways_to_wait",
+    description="Wait for a batch in each of five ways; the outcome is the same.",
     schedule=None,
-    default_args={"service_name": "mtService", "service_version": "v1.0.0"},
+    default_args={
+        "service_name": "mtService",
+        "service_version": "v1.0.0",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=10),
+    },
     tags=["mlbatch"],
     doc_md=__doc__,
 ) as dag:
     score = BatchScoreOperator(
         task_id="score", input_path=str(EXAMPLE_DATA / "mtcars.csv"), parallel_count=5
     )
+    # [START howto_sensor_batch_state_modes]
     waits = [
         BatchStateSensor(
             task_id="poke",
@@ -58,6 +66,8 @@ with DAG(
             timeout=600,
         ),
     ]
+    # [END howto_sensor_batch_state_modes]
+    # [START howto_operator_batch_score_wait]
     score_and_wait = BatchScoreOperator(
         task_id="score_and_wait",
         records=[{"hp": 110, "wt": 2.62}, {"hp": 110, "wt": 2.875}],
@@ -66,6 +76,7 @@ with DAG(
         poll_interval=1,
         timeout=600,
     )
+    # [END howto_operator_batch_score_wait]
     delete = BatchDeleteOperator(
         task_id="delete", execution_ids=[score.output, score_and_wait.output]
     )

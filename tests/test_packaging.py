@@ -12,6 +12,7 @@ import sys
 from fnmatch import fnmatch
 from importlib.metadata import distribution, entry_points
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -20,6 +21,11 @@ from packaging.utils import canonicalize_name
 
 import airflow_mlbatch
 from airflow_mlbatch.provider_info import get_provider_info
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "airflow_mlbatch"
@@ -239,10 +245,51 @@ def test_a_version_without_a_changelog_entry_is_noticed(tmp_path: Path) -> None:
     )
 
 
+# ------------------------------------------------------------------------------ metadata
+
+EXTRAS = {"server", "demo", "s3", "azure", "entra"}
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_extras_are_for_users_only() -> None:
+    provided = distribution("airflow-mlbatch").metadata.get_all("Provides-Extra") or ()
+    assert set(provided) == EXTRAS
+    assert set(project()["dependency-groups"]) == {"test", "system", "lint", "bench", "docs"}
+
+
+def test_the_demonstration_includes_the_server() -> None:
+    assert "airflow-mlbatch[server]" in project()["project"]["optional-dependencies"]["demo"]
+
+
+def test_neither_airflow_nor_python_has_an_upper_bound() -> None:
+    metadata = distribution("airflow-mlbatch").metadata
+    assert metadata["Requires-Python"] == ">=3.10"
+    (airflow,) = (need for _, need in declared() if need.name == "apache-airflow")
+    assert {each.operator for each in airflow.specifier} == {">="}
+
+
+def test_the_page_on_a_package_index_has_no_link_that_only_a_checkout_can_follow() -> None:
+    description = distribution("airflow-mlbatch").metadata.json["description"]
+    assert "# airflow-mlbatch" in description
+    links = re.findall(r"\]\(([^)\s]*)\)", description)
+    assert [link for link in links if not link.startswith("https://")] == []
+    # The names of the files are still there.
+    assert "`docs/connections.md`" in description
+    assert "`dags_examples/mlbatch_score_mtcars.py`" in description
+
+
+def test_no_address_is_invented() -> None:
+    assert distribution("airflow-mlbatch").metadata.get_all("Project-URL") is None
+    assert "Home-page" not in distribution("airflow-mlbatch").metadata
+
+
 # ------------------------------------------------------------------------------ constraints
 
 FILES = {"constraints.txt": ("3.10", "3.11", "3.12", "3.13"), "constraints-floor.txt": ("3.10",)}
-FLOOR_EXTRAS = {"demo", "test"}
+FLOOR = {"demo", "server", "test"}
 
 
 def pins(file: str) -> list[Requirement]:
@@ -250,16 +297,18 @@ def pins(file: str) -> list[Requirement]:
 
 
 def declared() -> list[tuple[str, Requirement]]:
-    """Each requirement of the package with the extra it belongs to ("" for all users)."""
-    found = []
+    """Each requirement with the extra or the dependency group it belongs to ("" for all users)."""
+    found = [
+        (group, Requirement(line))
+        for group, lines in project()["dependency-groups"].items()
+        for line in lines
+    ]
     for line in distribution("airflow-mlbatch").requires or ():
         requirement = Requirement(line)
-        extras = [
-            extra
-            for extra in distribution("airflow-mlbatch").metadata.get_all("Provides-Extra") or ()
-            if requirement.marker is not None and requirement.marker.evaluate({"extra": extra})
-        ]
-        found += [(extra, requirement) for extra in extras] or [("", requirement)]
+        marker = requirement.marker
+        extras = [each for each in EXTRAS if marker and marker.evaluate({"extra": each})]
+        if requirement.name != "airflow-mlbatch":  # an extra that includes another one
+            found += [(extra, requirement) for extra in extras] or [("", requirement)]
     return found
 
 
@@ -283,7 +332,7 @@ def test_constraints_pin_every_requirement_within_its_range(file: str, python: s
         if pin.marker is None or pin.marker.evaluate(environment)
     }
     for extra, requirement in declared():
-        if file == "constraints-floor.txt" and extra and extra not in FLOOR_EXTRAS:
+        if file == "constraints-floor.txt" and extra and extra not in FLOOR:
             continue
         marker = requirement.marker
         if marker is None or marker.evaluate({**environment, "extra": extra}):

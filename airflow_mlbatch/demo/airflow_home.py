@@ -70,6 +70,34 @@ class DemoHome:
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         }
 
+    def environment_of_pages(
+        self, port: int, log_ports: tuple[int, int], slots: int
+    ) -> dict[str, str]:
+        """The environment of Airflow standalone, which has its pages on ``port``.
+
+        Somebody may start all examples at once. A request then waits for up to a minute, and not
+        for the five seconds after which Airflow and SQLite give up by default.
+
+        :param log_ports: where the workers and the triggerer serve their logs; another Airflow on
+            this machine may use the default ports
+        :param slots: how many tasks run at once
+        """
+        database = self.folder / "airflow" / "airflow.db"
+        return {
+            **self.environment_without_connection(),
+            "AIRFLOW__API__PORT": str(port),
+            "AIRFLOW__API__HOST": "127.0.0.1",
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+            "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+            "AIRFLOW__CORE__PARALLELISM": str(slots),
+            "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{database}?timeout=60",
+            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(log_ports[0]),
+            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(log_ports[1]),
+        }
+
     def migrate(self, environment: dict[str, str]) -> None:
         """Make Airflow's database, or bring it up to date.
 

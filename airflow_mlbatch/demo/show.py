@@ -80,10 +80,11 @@ def _run_demo(folder: Path) -> int:
     return _show_results(home, answer, console)
 
 
-def run_ui(folder: Path, port: int) -> int:
+def run_ui(folder: Path, port: int, slots: int) -> int:
     """Open Airflow with the examples; runs until it is interrupted.
 
     :param port: of Airflow's pages
+    :param slots: how many tasks run at once
     :raises MLBatchError: the folder cannot be used, or a process of the demonstration did not start
     """
     _go_past_proxies()
@@ -99,18 +100,7 @@ def run_ui(folder: Path, port: int) -> int:
         console.print(f"scoring server   {url}")
         console.print(f"log              {home.log}")
         console.print("Airflow          starting, which takes half a minute; Ctrl-C ends both")
-        environment = {
-            **home.environment_without_connection(),
-            "AIRFLOW__API__PORT": str(port),
-            "AIRFLOW__API__HOST": "127.0.0.1",
-            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
-            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
-            "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
-            # Another Airflow on this machine has the usual ones.
-            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(_free_port()),
-            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(_free_port()),
-        }
+        environment = home.environment_of_pages(port, (_free_port(), _free_port()), slots)
         home.migrate(environment)
         home.keep_connection(environment, url, password)
         with home.log.open("ab") as log:

@@ -6,15 +6,18 @@ import csv
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as parquet
 import pytest
+from airflow.sdk import DAG
 
 from airflow_mlbatch.demo.airflow_home import DemoHome, examples_folder
 from tests.provider.airflow_side import tell_of_assets
@@ -129,6 +132,8 @@ def test_the_reader_is_scheduled_on_what_the_writer_makes() -> None:
     from dags_examples import mlbatch_assets
 
     (outlet,) = mlbatch_assets.write_scores.get_task("results").outlets
+    # A paused Dag, as new ones are unless Airflow is told otherwise, would not start.
+    assert mlbatch_assets.read_scores.is_paused_upon_creation is False
     (awaited,) = mlbatch_assets.read_scores.timetable.asset_condition.objects
     assert awaited.uri == outlet.uri
 
@@ -178,6 +183,19 @@ def test_examples_parse_without_a_server() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_examples_are_ready_to_be_tried(file: Path) -> None:
+    """Each says what it does, and a first attempt that fails is repeated while somebody watches."""
+    dags = [each for each in runpy.run_path(str(file)).values() if isinstance(each, DAG)]
+    assert dags
+    for dag in dags:
+        assert dag.description, dag.dag_id
+        assert dag.description != dag.doc_md
+        for task in dag.tasks:
+            assert task.retries >= 1, task.task_id
+            assert task.retry_delay <= timedelta(seconds=10), task.task_id
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -247,6 +247,15 @@ def test_nobody_listens_to_what_it_says(tmp_path: Path, request: pytest.FixtureR
     assert server.returncode == 0
 
 
+@pytest.mark.parametrize("package", ["starlette", "uvicorn"])
+def test_without_the_packages_of_the_server(tmp_path: Path, package: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules[{package!r}] = None\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    found = mlbatch("serve", "--demo", PYTHONPATH=path)
+    assert_refused(found, f"needs the package {package}, which is not installed")
+    assert_refused(found, "pip install 'airflow-mlbatch[server]'")
+
+
 def test_an_empty_password(tmp_path: Path) -> None:
     found = mlbatch("serve", "--demo", "--data-dir", str(tmp_path), MLBATCH_PASSWORD="")
     assert_refused(found, "MLBATCH_PASSWORD: found nothing")
