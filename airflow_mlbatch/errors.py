@@ -9,6 +9,7 @@
     │   └── DatasetError                a table or folder that cannot be read or written as asked
     ├── AnswerError                   the server: it answered, and refused or failed
     │   ├── RejectedError               400, 409, 413, 422 and every other refusal
+    │   │   └── IdempotencyKeyReusedError  the key of another payload
     │   ├── AuthenticationError         401, also after a fresh login
     │   ├── ForbiddenError              403
     │   ├── NotFoundError               404
@@ -52,6 +53,7 @@ __all__ = [
     "DatasetError",
     "ExecutionNotFoundError",
     "ForbiddenError",
+    "IdempotencyKeyReusedError",
     "InputError",
     "LineError",
     "MLBatchError",
@@ -124,6 +126,10 @@ class RejectedError(AnswerError):
     """The server refused the request; the same request would be refused again."""
 
     is_permanent = True
+
+
+class IdempotencyKeyReusedError(RejectedError):
+    """The server has started a batch of other records with this idempotency key; it starts no second."""
 
 
 class AuthenticationError(AnswerError):

@@ -176,19 +176,33 @@ class MLBatchHook(BaseHook):
         service_version: str,
         records: Any,
         parallel_count: int = PARALLEL_COUNT,
+        *,
+        idempotency_key: str | None = None,
+        server_knows_keys: bool = False,
     ) -> str:
         """Start the scoring of records and return the execution id at once.
 
-        The request is never repeated once the server may have it.
+        The request is not sent again once the server may have it, unless the server knows its key.
 
         :param records: a list of dicts, a dict of equally long columns, or a pandas DataFrame; only
             declared inputs go out, cast to their declared types
         :param parallel_count: how many records the server may score at once
+        :param idempotency_key: names this batch; a server that knows keys starts it only once
+        :param server_knows_keys: whether :meth:`find_batch_executions` has said so; then a lost
+            request is repeated like any other
         :raises RecordError: a value does not fit; nothing was sent
+        :raises IdempotencyKeyReusedError: the key belongs to a batch of other records
         :raises SubmissionUnknownError: the line was lost on the way; the batch may run, or not
         """
         body, _ = self.encode_records(service_name, service_version, records)
-        return self.start_encoded_batch(service_name, service_version, body, parallel_count)
+        return self.start_encoded_batch(
+            service_name,
+            service_version,
+            body,
+            parallel_count,
+            idempotency_key=idempotency_key,
+            server_knows_keys=server_knows_keys,
+        )
 
     def start_encoded_batch(
         self,
@@ -196,13 +210,37 @@ class MLBatchHook(BaseHook):
         service_version: str,
         body: bytes,
         parallel_count: int = PARALLEL_COUNT,
+        *,
+        idempotency_key: str | None = None,
+        server_knows_keys: bool = False,
     ) -> str:
         """:meth:`start_batch` with a body that :meth:`encode_records` made."""
-        return self.run(self.flows.start_batch(service_name, service_version, body, parallel_count))
+        return self.run(
+            self.flows.start_batch(
+                service_name,
+                service_version,
+                body,
+                parallel_count,
+                idempotency_key=idempotency_key,
+                server_knows_keys=server_knows_keys,
+            )
+        )
 
     def list_batch_executions(self, service_name: str, service_version: str) -> list[str]:
         """Ids of the executions that the server keeps for a service, running and finished."""
         return self.run(self.flows.list_batch_executions(service_name, service_version))
+
+    def find_batch_executions(
+        self, service_name: str, service_version: str, idempotency_key: str
+    ) -> tuple[list[str], bool]:
+        """Ask for the executions that were started with a key.
+
+        :return: their ids, and whether the server knows keys. A server that does not ignores the
+            question: then the ids are those of all executions.
+        """
+        return self.run(
+            self.flows.find_batch_executions(service_name, service_version, idempotency_key)
+        )
 
     def get_batch(self, service_name: str, service_version: str, execution_id: str) -> BatchResults:
         """An execution by its id, with the results that it has so far."""

@@ -69,6 +69,7 @@ class Send:
     :param open_sink: called when a successful reply begins; without it the body is collected
     :param max_body: most bytes of body to accept, counted after unpacking
     :param seconds: most time for the whole exchange, body included; ``None`` for no limit
+    :param is_repeatable: whether it may be sent again although the server may have it already
     :param is_alone: whether to open a line for it and to close that afterwards. A line that was
         kept can be dying on the other side, and then nobody knows whether a request arrived.
     """
@@ -80,6 +81,7 @@ class Send:
     open_sink: Callable[[], Sink] | None = None
     max_body: int = 64 * MIB
     seconds: float | None = None
+    is_repeatable: bool = False
     is_alone: bool = False
 
 

@@ -15,7 +15,27 @@ from urllib.parse import quote, unquote
 
 from airflow_mlbatch.errors import InputError
 
-__all__ = ["ROUTES", "Missing", "Route", "match"]
+__all__ = [
+    "ACCEPT_IDEMPOTENCY_KEY",
+    "IDEMPOTENCY_KEY",
+    "IDEMPOTENCY_KEY_QUERY",
+    "IDEMPOTENCY_REPLAYED",
+    "ROUTES",
+    "Missing",
+    "Route",
+    "match",
+]
+
+# Our own addition to the API: a client sends a key with the start of a batch. A server that knows keys
+# starts one batch for each key, answers a repeat with the same execution id, and finds it by its key.
+# A real server ignores all of this.
+IDEMPOTENCY_KEY = "idempotency-key"
+# A reply with this header comes from a server that knows keys.
+ACCEPT_IDEMPOTENCY_KEY = "accept-idempotency-key"
+# A reply with this header repeats what an earlier request with the same key was told.
+IDEMPOTENCY_REPLAYED = "idempotency-replayed"
+# In the query of the list of executions: only those that were started with this key.
+IDEMPOTENCY_KEY_QUERY = "idempotencyKey"
 
 
 class Missing(Enum):

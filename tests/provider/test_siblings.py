@@ -193,11 +193,11 @@ def test_resubmit_holds_within_an_attempt(
 ) -> None:
     real, times = MLBatchHook.start_encoded_batch, 0
 
-    def lose_the_first(self: MLBatchHook, *args: Any) -> str:
+    def lose_the_first(self: MLBatchHook, *args: Any, **kwargs: Any) -> str:
         nonlocal times
         times += 1
         if times > 1:
-            return real(self, *args)
+            return real(self, *args, **kwargs)
         # Two of the size have come meanwhile: nobody can say whether one of them is ours.
         for _ in range(2):
             hook.start_batch("double", "1", [{"x": 9}] * 3)

@@ -12,6 +12,7 @@ from airflow_mlbatch.errors import (
     ConnectionLostError,
     ExecutionNotFoundError,
     ForbiddenError,
+    IdempotencyKeyReusedError,
     MLBatchError,
     NotFoundError,
     RejectedError,
@@ -23,9 +24,9 @@ from airflow_mlbatch.protocol import routes
 from airflow_mlbatch.protocol.documents import read_error
 from airflow_mlbatch.protocol.flows.addresses import named
 from airflow_mlbatch.protocol.messages import Lost, Reply, Send
-from airflow_mlbatch.protocol.routes import Missing, Route
+from airflow_mlbatch.protocol.routes import IDEMPOTENCY_KEY, Missing, Route
 
-__all__ = ["MAYBE_STARTED", "error_of", "is_repeatable", "retry_after"]
+__all__ = ["MAYBE_STARTED", "error_of", "is_repeatable", "may_have_started", "retry_after"]
 
 MAYBE_STARTED = "the batch may have been started, or not"
 
@@ -34,37 +35,41 @@ _BUSY = (429, 502, 503, 504)
 _FROM_BETWEEN = (502, 504)
 
 
-def error_of(request: Send, answer: Reply | Lost, endpoint: str) -> MLBatchError:
+def error_of(
+    request: Send, answer: Reply | Lost, endpoint: str, is_in_doubt: bool = False
+) -> MLBatchError:
     """The error that an answer means, in one sentence with the server's own words.
 
     :param endpoint: the server's address; shown where nobody answered, because then it is the
         address that has to be checked
+    :param is_in_doubt: whether this request, or an earlier one like it, may have started a batch
     """
     if isinstance(answer, Lost):
-        return _error_of_lost(request, answer, endpoint)
-    return _error_of_reply(request, answer)
+        error = _error_of_lost(request, answer, endpoint)
+    else:
+        error = _error_of_reply(request, answer)
+    if is_in_doubt and isinstance(error, ConnectionLostError | UnavailableError):
+        return SubmissionUnknownError(f"{error}; {MAYBE_STARTED}")
+    return error
 
 
 def _error_of_lost(request: Send, lost: Lost, endpoint: str) -> MLBatchError:
     at = "" if "://" in request.target else f" at {endpoint.rstrip('/')}"
-    text = f"{named(request)}{at}: {lost.reason}"
-    if request.route is routes.START_BATCH and lost.was_sent:
-        return SubmissionUnknownError(f"{text}; {MAYBE_STARTED}")
-    return ConnectionLostError(text)
+    return ConnectionLostError(f"{named(request)}{at}: {lost.reason}")
 
 
 def _error_of_reply(request: Send, reply: Reply) -> MLBatchError:
     route, status = request.route, reply.status
     words = read_error(reply.body, may_hold_tokens=route.is_open)
     text = f"{named(request)}: {status} {words}"
-    if route is routes.START_BATCH and status in _FROM_BETWEEN:
-        return SubmissionUnknownError(f"{text}; {MAYBE_STARTED}")
     if status == 401:
         return AuthenticationError(text, status)
     if status == 403:
         return ForbiddenError(text, status)
     if status == 404:
         return _NOT_FOUND[_missing(route, words)](text, status)
+    if status == 422 and IDEMPOTENCY_KEY in request.headers:
+        return IdempotencyKeyReusedError(text, status)
     if status == 429 or status >= 500:
         return UnavailableError(text, status)
     return RejectedError(text, status)
@@ -100,14 +105,20 @@ def _missing(route: Route, words: str) -> Missing:
 
 def is_repeatable(request: Send, answer: Reply | Lost) -> bool:
     """Whether the request may be sent again, and whether that can help."""
-    route = request.route
     if isinstance(answer, Lost):
-        return not answer.is_lasting and (route.is_repeatable or not answer.was_sent)
+        return not answer.is_lasting and (request.is_repeatable or not answer.was_sent)
     if answer.status == 429:
         # The server itself says that it did nothing.
         return True
     # Behind a proxy, 502 to 504 may come after the request was passed on.
-    return route.is_repeatable and answer.status in _BUSY
+    return request.is_repeatable and answer.status in _BUSY
+
+
+def may_have_started(request: Send, answer: Reply | Lost) -> bool:
+    """Whether the server may have started a batch although this answer does not say so."""
+    if request.route is not routes.START_BATCH:
+        return False
+    return answer.was_sent if isinstance(answer, Lost) else answer.status in _FROM_BETWEEN
 
 
 def retry_after(reply: Reply, now: float) -> float:

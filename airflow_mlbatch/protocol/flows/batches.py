@@ -13,12 +13,10 @@ from airflow_mlbatch.errors import (
     ExecutionNotFoundError,
     InputError,
     LineError,
-    SubmissionUnknownError,
     UnavailableError,
 )
 from airflow_mlbatch.protocol import routes
-from airflow_mlbatch.protocol.documents import read_execution_id, read_names, shown
-from airflow_mlbatch.protocol.flows.answers import MAYBE_STARTED
+from airflow_mlbatch.protocol.documents import is_bearer, read_execution_id, read_names, shown
 from airflow_mlbatch.protocol.flows.session import NO_LIMIT, Session, discreet, of_service
 from airflow_mlbatch.protocol.messages import Flow, Now, Report, Sink, Wait
 from airflow_mlbatch.protocol.results import (
@@ -28,12 +26,18 @@ from airflow_mlbatch.protocol.results import (
     ResultsSink,
     StatusSink,
 )
+from airflow_mlbatch.protocol.routes import (
+    ACCEPT_IDEMPOTENCY_KEY,
+    IDEMPOTENCY_KEY,
+    IDEMPOTENCY_KEY_QUERY,
+)
 from airflow_mlbatch.protocol.services import Parameter
 from airflow_mlbatch.protocol.states import BatchState
 
 __all__ = ["PARALLEL_COUNT", "BatchFlows"]
 
 PARALLEL_COUNT = 10
+_LIST = "list of executions"
 
 
 def _is_terminal(status: BatchStatus) -> bool:
@@ -50,33 +54,56 @@ class BatchFlows(Session):
         service_version: str,
         body: bytes,
         parallel_count: int = PARALLEL_COUNT,
+        *,
+        idempotency_key: str | None = None,
+        server_knows_keys: bool = False,
     ) -> Flow[str]:
-        """Start a batch; returns the execution id. Never sent twice once the server may have it.
+        """Start a batch; returns the execution id.
+
+        The request is not sent again once the server may have it, unless the server knows its key.
 
         :param body: from :func:`airflow_mlbatch.protocol.records.encode_records`
-        :raises SubmissionUnknownError: the line was lost while the server may have it already
+        :param idempotency_key: names this batch; a server that knows keys starts it only once
+        :param server_knows_keys: whether :meth:`find_batch_executions` has said so; then a lost
+            request is repeated like any other
+        :raises SubmissionUnknownError: the line was lost, and the server may have started the batch
+        :raises IdempotencyKeyReusedError: the key belongs to a batch of other records
         """
-        if isinstance(parallel_count, bool) or not isinstance(parallel_count, int):
-            raise InputError(f"parallel_count: found {parallel_count!r}, expected a whole number")
-        if parallel_count < 1:
-            raise InputError(f"parallel_count: found {parallel_count}, expected at least 1")
+        headers = {} if idempotency_key is None else {IDEMPOTENCY_KEY: _key(idempotency_key)}
         reply = yield from self._call(
             routes.START_BATCH,
             of_service(service_name, service_version),
-            query={"parallelCount": str(parallel_count)},
+            query={"parallelCount": _parallel(parallel_count)},
+            headers=headers,
             body=body,
+            open_sink=_ExecutionIdSink,
             is_small=False,
+            is_repeatable=server_knows_keys and idempotency_key is not None,
         )
-        try:
-            return read_execution_id(reply.body)
-        except ContractError as error:
-            raise SubmissionUnknownError(f"{MAYBE_STARTED}: {error}") from error
+        execution_id: str = reply.sink.execution_id
+        return execution_id
 
     @discreet
     def list_batch_executions(self, service_name: str, service_version: str) -> Flow[list[str]]:
         """Ids of the executions that the server knows, running and finished."""
         reply = yield from self._call(routes.BATCHES, of_service(service_name, service_version))
-        return read_names(reply.body, "list of executions")
+        return read_names(reply.body, _LIST)
+
+    @discreet
+    def find_batch_executions(
+        self, service_name: str, service_version: str, idempotency_key: str
+    ) -> Flow[tuple[list[str], bool]]:
+        """Ask for the executions that were started with a key.
+
+        :return: their ids, and whether the server knows keys. A server that does not ignores the
+            question: then the ids are those of all executions.
+        """
+        reply = yield from self._call(
+            routes.BATCHES,
+            of_service(service_name, service_version),
+            query={IDEMPOTENCY_KEY_QUERY: _key(idempotency_key)},
+        )
+        return read_names(reply.body, _LIST), ACCEPT_IDEMPOTENCY_KEY in reply.headers
 
     @discreet
     def get_batch_status(
@@ -274,6 +301,40 @@ class BatchFlows(Session):
             now = yield Now()
             rest = poll_interval if deadline is None else min(poll_interval, deadline - now)
             yield Wait(max(rest, 0.0))
+
+
+class _ExecutionIdSink:
+    """Reads the reply to a start while it arrives, so that an unreadable one can be asked for again."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self.execution_id = ""
+
+    def feed(self, data: bytes) -> bool:
+        """Take a piece; the whole reply is wanted."""
+        self._pieces.append(data)
+        return False
+
+    def close(self) -> None:
+        """Read the id."""
+        self.execution_id = read_execution_id(b"".join(self._pieces))
+
+
+def _parallel(count: object) -> str:
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise InputError(f"parallel_count: found {count!r}, expected a whole number")
+    if count < 1:
+        raise InputError(f"parallel_count: found {count}, expected at least 1")
+    return str(count)
+
+
+def _key(idempotency_key: object) -> str:
+    is_text = isinstance(idempotency_key, str) and bool(idempotency_key)
+    if not is_text or not is_bearer(str(idempotency_key)):
+        raise InputError(
+            f"idempotency_key: found {idempotency_key!a:.80}, expected ASCII letters without blanks"
+        )
+    return str(idempotency_key)
 
 
 def _step_back(execution_id: str, last: BatchStatus | None, now: BatchStatus) -> str | None:

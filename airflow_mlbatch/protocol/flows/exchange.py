@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from urllib.parse import quote, urlencode, urljoin
 
@@ -13,6 +13,7 @@ from airflow_mlbatch.protocol.flows.answers import (
     MAYBE_STARTED,
     error_of,
     is_repeatable,
+    may_have_started,
     retry_after,
 )
 from airflow_mlbatch.protocol.flows.policy import Policy
@@ -42,7 +43,7 @@ def request_to(
     headers = {"accept": "*/*" if route is routes.FILE else "application/json"}
     if body is not None:
         headers["content-type"] = "application/json"
-    return Send(route, target, headers, body)
+    return Send(route, target, headers, body, is_repeatable=route.is_repeatable)
 
 
 class Exchange:
@@ -54,24 +55,31 @@ class Exchange:
     def __init__(self, endpoint: str, policy: Policy) -> None:
         self._endpoint, self._policy = endpoint, policy
 
-    def answered(self, request: Send) -> Flow[Reply]:
+    def answered(self, request: Send, renew: Callable[[], Flow[Send]] | None = None) -> Flow[Reply]:
         """Send a request until it is answered well, or until a repeat makes no sense.
 
+        :param renew: makes the same request with a fresh token; used once, after a 401
         :raises MLBatchError: what the last answer means
         """
         started = yield Now()
-        wait = self._policy.first_wait
+        wait, is_in_doubt = self._policy.first_wait, False
         while True:
             answer = yield from self._followed(request)
             if isinstance(answer, Reply) and 200 <= answer.status < 300:
                 return answer
+            if renew is not None and isinstance(answer, Reply) and answer.status == 401:
+                request, renew = (yield from renew()), None
+                started, wait = (yield Now()), self._policy.first_wait
+                continue
+            # Not undone by a later answer: a refused connection says nothing about the request before.
+            is_in_doubt = is_in_doubt or may_have_started(request, answer)
             now = yield Now()
             pause = wait * (0.5 + 0.5 * self._policy.chance())
             if isinstance(answer, Reply):
                 pause = max(pause, retry_after(answer, now))
             budget = self._policy.repeat_seconds - (now - started)
             if not is_repeatable(request, answer) or pause > budget:
-                raise error_of(request, answer, self._endpoint)
+                raise error_of(request, answer, self._endpoint, is_in_doubt)
             yield Wait(pause)
             wait = min(2 * wait, self._policy.longest_wait)
 
@@ -101,9 +109,11 @@ class Exchange:
             answer: Reply | Lost = yield request
         except ContractError as error:
             # Only the body of a success is checked on the way: the server has taken the request.
-            if request.route is routes.START_BATCH:
-                raise SubmissionUnknownError(f"{MAYBE_STARTED}: {error}") from error
-            raise
+            if request.route is not routes.START_BATCH:
+                raise
+            if request.is_repeatable:
+                return Lost(str(error))
+            raise SubmissionUnknownError(f"{MAYBE_STARTED}: {error}") from error
         return answer
 
     def _redirected(self, request: Send, answer: Reply) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Concatenate, ParamSpec, TypeVar
 
-from airflow_mlbatch.errors import AuthenticationError, MLBatchError
+from airflow_mlbatch.errors import MLBatchError
 from airflow_mlbatch.protocol import routes
 from airflow_mlbatch.protocol.flows.exchange import Exchange, request_to
 from airflow_mlbatch.protocol.flows.logins import Login
@@ -71,30 +71,36 @@ class Session:
         placeholders: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
         *,
+        headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
         open_sink: Callable[[], Sink] | None = None,
         max_body: int = 256 * MIB,
         is_small: bool = True,
+        is_repeatable: bool = False,
     ) -> Flow[Reply]:
         """One request with a token. After a 401 the token is renewed and the request sent once more.
 
         :param placeholders: a value for each placeholder of the path
         :param max_body: most bytes of a reply to accept
         :param is_small: whether the exchange has to be over soon
+        :param is_repeatable: whether it may be repeated although its route says that it may not
         """
+        request = request_to(route, placeholders or {}, query, body=body)
         request = replace(
-            request_to(route, placeholders or {}, query, body=body),
+            request,
+            headers={**request.headers, **(headers or {})},
             open_sink=open_sink,
             max_body=max_body,
             seconds=self._policy.small_seconds if is_small else None,
+            is_repeatable=request.is_repeatable or is_repeatable,
             is_alone=route is routes.START_BATCH,
         )
         token = yield from self._tokens.valid()
-        try:
-            return (yield from self._exchange.answered(_with_token(request, token)))
-        except AuthenticationError:
-            token = yield from self._tokens.valid(refused=token)
-        return (yield from self._exchange.answered(_with_token(request, token)))
+
+        def renew() -> Flow[Send]:
+            return _with_token(request, (yield from self._tokens.valid(refused=token)))
+
+        return (yield from self._exchange.answered(_with_token(request, token), renew))
 
     def _post(self, route: Route, body: bytes) -> Flow[Reply]:
         """One request without a token."""
