@@ -16,10 +16,14 @@ FLOOR_TESTS := tests/test_packaging.py $(filter-out %/test_task_group.py %/test_
 PYTHONS := 3.10 3.12 3.13
 ROOMS := $(addprefix tests/,wire protocol transport faults datasets server provider)
 
+# What `make fuzz` is asked for; a seed of none is the clock's.
+SECONDS ?= 60
+SEED ?=
+
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-system test-system-quick test-floor test-pythons check format bench constraints venv clean
+.PHONY: help demo ui test test-system test-system-quick test-floor test-pythons fuzz check format bench constraints venv clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +48,9 @@ test-floor: $(FLOOR)/.ready ## run the tests with the oldest Airflow that is sup
 
 test-pythons: ## run the tests with the other Pythons that this machine has
 	@scripts/test-pythons demo test constraints.txt "$(PYTHONS)" -- -m pytest $(PARALLEL) $(ROOMS) $(ARGS)
+
+fuzz: $(VENV)/.dev ## read damaged tables of every format (SEED=1 SECONDS=600)
+	@$(BIN)/python -m tests.datasets.fuzzing --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 check: $(VENV)/.dev ## formatting, lint, types, which room imports which, changelog
 	@$(BIN)/ruff format --check .

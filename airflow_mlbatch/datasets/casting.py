@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from airflow_mlbatch.datasets.soundness import shown
 from airflow_mlbatch.protocol.values import (
     MAX_SAFE_INTEGER,
     Misfit,
@@ -166,11 +167,11 @@ def _plain_to_wire(kind: TypeName, array: pa.Array) -> list[Any]:
 
 
 def _nested_to_wire(kind: TypeName, array: pa.Array) -> list[Any]:
-    import pyarrow as pa
 
     try:
         values = array.to_pylist()
-    except (ValueError, OverflowError, TypeError, pa.ArrowException):
+    except Exception:
+        # A date in the year 300,000, an unknown time zone: no Python value, and each its own error.
         return _only_missing(kind, array)
     if kind == "data.frame":
         values = [_frame(value, array.type) for value in values]
@@ -211,6 +212,6 @@ def _only_missing(kind: TypeName, array: pa.Array) -> list[Any]:
     try:
         to_wire(kind, object())
     except Misfit as misfit:
-        found = f"{array[position]!s:.80} ({array.type!s:.80})"
+        found = f"{shown(array[position]):.80} ({array.type!s:.80})"
         raise Misfit(found, misfit.expected, position) from None
     raise AssertionError("no type takes a bare object")

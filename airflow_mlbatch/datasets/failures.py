@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_mlbatch.datasets.jsonlines import is_json_text
 from airflow_mlbatch.datasets.locations import StoragePath
 from airflow_mlbatch.datasets.scored import ERROR_COLUMN, INDEX_COLUMN, SUCCESS_COLUMN
+from airflow_mlbatch.datasets.soundness import shown
 from airflow_mlbatch.datasets.writers import ASKED, WrittenTable, open_table
 from airflow_mlbatch.errors import DatasetError, InputError, RecordsFailedError
 from airflow_mlbatch.protocol.results import RecordBlock, RecordResult
@@ -181,8 +182,9 @@ def _failed_places(scored: pa.RecordBatch) -> list[int]:
 def _value(scalar: pa.Scalar) -> Any:
     try:
         return scalar.as_py()
-    except (ValueError, OverflowError):
-        return str(scalar)
+    except Exception:
+        # Python has no object for it: a date in the year 300,000, a time in an unknown zone.
+        return shown(scalar)
 
 
 def _cut(text: str, length: int) -> str:

@@ -36,6 +36,8 @@ JSON_TEXT: dict[bytes, bytes] = {b"mlbatch": b"json"}
 _INFERRED: dict[bytes, bytes] = {b"mlbatch.inferred": b"1"}
 
 _CHUNK = 4 * 1024 * 1024
+_DEEPEST_TYPE = 32
+_MOST_FIELDS = 500
 _ESCAPED = re.compile(r'[\x00-\x1f"\\]')
 
 
@@ -82,9 +84,10 @@ def columns_of(
 def row_class_for(names: Sequence[str]) -> type[msgspec.Struct] | None:
     """A class for rows with these keys, read and written several times as fast as dicts.
 
-    :return: ``None`` for keys that msgspec would have to escape, which it refuses to
+    :return: ``None`` for keys that msgspec would have to escape, which it refuses to, and for very
+        many: it looks for a key among all that the class has
     """
-    if any(_ESCAPED.search(name) for name in names):
+    if len(names) > _MOST_FIELDS or any(_ESCAPED.search(name) for name in names):
         return None
     # Field names of a class must be identifiers, keys need not be: hence f0, f1, …
     fields = [(f"f{place}", Any, msgspec.UNSET) for place in range(len(names))]
@@ -114,6 +117,11 @@ def _decode(
             raise DatasetError(
                 f"{where}, row {first_row + place}: found {line!r:.120}, "
                 f"expected a JSON object ({error})"
+            ) from None
+        except RecursionError:
+            raise DatasetError(
+                f"{where}, row {first_row + place}: found {line!r:.120}, which is nested too deeply "
+                "to be read"
             ) from None
     return rows
 
@@ -177,13 +185,20 @@ def is_inferred(field: pa.Field) -> bool:
 
 
 def json_text(value: Any) -> str | None:
-    """A value as JSON text, ``None`` for null."""
+    """A value as JSON text, ``None`` for null.
+
+    :raises DatasetError: it is nested too deeply
+    """
     if value is None:
         return None
     try:
         return msgspec.json.encode(value).decode()
     except OverflowError:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except RecursionError:
+        raise DatasetError(
+            "found a value that is nested too deeply to be written as JSON"
+        ) from None
 
 
 def to_arrow(values: list[Any], field: pa.Field, where: str) -> pa.Array:
@@ -194,7 +209,10 @@ def to_arrow(values: list[Any], field: pa.Field, where: str) -> pa.Array:
     import pyarrow as pa
 
     if is_json_text(field):
-        return pa.array([json_text(value) for value in values], pa.string())
+        try:
+            return pa.array([json_text(value) for value in values], pa.string())
+        except DatasetError as error:
+            raise DatasetError(f"{where}, column {field.name!r}: {error}") from None
     try:
         return pa.array(values, field.type)
     except (pa.ArrowException, OverflowError, ValueError, TypeError) as error:
@@ -204,12 +222,18 @@ def to_arrow(values: list[Any], field: pa.Field, where: str) -> pa.Array:
         ) from None
 
 
-def _type_of(values: Sequence[Any]) -> pa.DataType | None:
+def _type_of(values: Sequence[Any], depth: int = 0) -> pa.DataType | None:
     """The type that holds decoded values unchanged, ``None`` when there is none.
 
     Arrow's own inference will not do: it takes false for 0.0 and adds keys that objects lack.
+
+    :param depth: how many lists and objects are around the values; there is no type for what is
+        nested very deeply, because Arrow and Parquet go through a type level by level
     """
     import pyarrow as pa
+
+    if depth > _DEEPEST_TYPE:
+        return None
 
     kinds = set(map(type, values)) - {type(None)}
     if not kinds:
@@ -220,10 +244,10 @@ def _type_of(values: Sequence[Any]) -> pa.DataType | None:
         return _number_type(values, has_floats=float in kinds)
     present = [value for value in values if value is not None]
     if kinds == {list}:
-        item = _type_of([item for value in present for item in value])
+        item = _type_of([item for value in present for item in value], depth + 1)
         return None if item is None else pa.list_(item)
     if kinds == {dict} and present[0] and len(set(map(tuple, present))) == 1:
-        items = {key: _type_of([value[key] for value in present]) for key in present[0]}
+        items = {key: _type_of([value[key] for value in present], depth + 1) for key in present[0]}
         return None if None in items.values() else pa.struct(items.items())
     return None
 

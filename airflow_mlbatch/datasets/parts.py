@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from airflow_mlbatch.datasets import jsonlines, locations
@@ -285,10 +285,32 @@ def _check_index(path: StoragePath, start: int, stop: int) -> None:
 # --- one schema ----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _PartColumns:
+    """The columns of a part by name, in order, and how sure it is of their types."""
+
+    name: str
+    start: int
+    kinds: dict[str, str]
+    assumed: frozenset[str]
+    inferred: frozenset[str]
+
+    @classmethod
+    def of(cls, part: Mapping[str, Any]) -> _PartColumns:
+        """From what the part's task has told."""
+        return cls(
+            part["name"],
+            part["start"],
+            dict(_pairs(part)),
+            frozenset(part["assumed"]),
+            frozenset(part["inferred"]),
+        )
+
+
 def _with_one_schema(
     folder: StoragePath, parts: Sequence[dict[str, Any]], attempt: str | None
 ) -> list[dict[str, Any]]:
-    unlike = list({_pairs(part): part for part in parts}.values())
+    unlike = list({_pairs(part): _PartColumns.of(part) for part in parts}.values())
     if len(unlike) <= 1:
         return list(parts)
     names = _merged_names(unlike)
@@ -305,7 +327,8 @@ def _with_one_schema(
         ]
 
     def is_alike(part: Mapping[str, Any]) -> bool:
-        return _names(part) == names if schema is None else _pairs(part) == tuple(wanted)
+        pairs = _pairs(part)
+        return [name for name, _ in pairs] == names if schema is None else pairs == tuple(wanted)
 
     return [
         {
@@ -320,64 +343,70 @@ def _pairs(part: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple((column["name"], column["type"]) for column in part["columns"])
 
 
-def _names(part: Mapping[str, Any]) -> list[str]:
-    return [name for name, _ in _pairs(part)]
-
-
-def _merged_names(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+def _merged_names(parts: Sequence[_PartColumns]) -> list[str]:
     """The columns of all parts, each where it stands in its own."""
     names: list[str] = []
     for part in parts:
-        place = 0
-        for name in _names(part):
-            if name in names:
-                place = names.index(name) + 1
-            else:
-                names.insert(place, name)
-                place += 1
+        names = _merged(names, list(part.kinds))
     # A data.frame that never came is one column of nothing; where it came it may be several others.
     shown = {
         name
         for part in parts
-        for name, kind in _pairs(part)
-        if kind != "null" or name not in part["assumed"]
+        for name, kind in part.kinds.items()
+        if kind != "null" or name not in part.assumed
     }
-    everywhere = set.intersection(*(set(_names(part)) for part in parts))
+    everywhere = set.intersection(*(set(part.kinds) for part in parts))
     return [name for name in names if name in shown or name in everywhere]
 
 
-def _check_absent(name: str, parts: Sequence[Mapping[str, Any]]) -> None:
+def _merged(names: Sequence[str], more: Sequence[str]) -> list[str]:
+    """``names``, with each new one of ``more`` after the known one that it follows there."""
+    known = set(names)
+    after: dict[str | None, list[str]] = {None: []}
+    last: str | None = None
+    for name in more:
+        if name in known:
+            last = name
+        else:
+            after.setdefault(last, []).append(name)
+    merged = list(after[None])
+    for name in names:
+        merged += [name, *after.get(name, ())]
+    return merged
+
+
+def _check_absent(name: str, parts: Sequence[_PartColumns]) -> None:
     """A part may lack a key that none of its rows had, or columns of a data.frame that never came."""
-    having = next(part for part in parts if name in _names(part))
+    having = next(part for part in parts if name in part.kinds)
     for part in parts:
-        is_allowed = name in having["inferred"] or part["assumed"]
-        if name not in _names(part) and not is_allowed:
+        is_allowed = name in having.inferred or part.assumed
+        if name not in part.kinds and not is_allowed:
             raise _contradiction(name, part, having)
 
 
 def _merged_schema(
-    folder: StoragePath, parts: Sequence[Mapping[str, Any]], names: Sequence[str]
+    folder: StoragePath, parts: Sequence[_PartColumns], names: Sequence[str]
 ) -> pa.Schema:
     import pyarrow as pa
 
-    schemas = [open_rows(folder / part["name"]).schema for part in parts]
+    schemas = [open_rows(folder / part.name).schema for part in parts]
     return pa.schema([_merged_field(name, parts, schemas) for name in names])
 
 
 def _merged_field(
-    name: str, parts: Sequence[Mapping[str, Any]], schemas: Sequence[pa.Schema]
+    name: str, parts: Sequence[_PartColumns], schemas: Sequence[pa.Schema]
 ) -> pa.Field:
     """The column with the type that all values have, by those parts that know it."""
     having = [
         (part, schema.field(name))
         for part, schema in zip(parts, schemas, strict=True)
-        if name in schema.names
+        if schema.get_field_index(name) >= 0
     ]
-    knowing = [(part, field) for part, field in having if name not in part["assumed"]]
+    knowing = [(part, field) for part, field in having if name not in part.assumed]
     first, merged = (knowing or having)[0]
     for part, field in knowing[1:]:
         if field.type != merged.type:
-            is_inferred = name in part["inferred"] and name in first["inferred"]
+            is_inferred = name in part.inferred and name in first.inferred
             kind = jsonlines.unify(merged.type, field.type) if is_inferred else None
             if kind is None:
                 raise _contradiction(name, part, first)
@@ -385,15 +414,15 @@ def _merged_field(
     return merged
 
 
-def _text_kind(name: str, parts: Sequence[Mapping[str, Any]], format: str) -> str:
+def _text_kind(name: str, parts: Sequence[_PartColumns], format: str) -> str:
     """What the manifest calls a column of text, whose values need no common type."""
-    having = [part for part in parts if name in _names(part)]
-    knowing = [part for part in having if name not in part["assumed"]] or having[:1]
-    kinds = {dict(_pairs(part))[name]: part for part in reversed(knowing)}
+    having = [part for part in parts if name in part.kinds]
+    knowing = [part for part in having if name not in part.assumed] or having[:1]
+    kinds = {part.kinds[name]: part for part in reversed(knowing)}
     if len(kinds) > 1:
         kinds.pop("null", None)
     if len(kinds) > 1:
-        is_inferred = all(name in part["inferred"] for part in knowing)
+        is_inferred = all(name in part.inferred for part in knowing)
         # Among other values, CSV holds a text as JSON, in quotes; in a column of texts it is bare.
         if not is_inferred or (format != "jsonl" and "string" in kinds):
             first, second, *_ = kinds.values()
@@ -402,11 +431,11 @@ def _text_kind(name: str, parts: Sequence[Mapping[str, Any]], format: str) -> st
     return next(iter(kinds))
 
 
-def _contradiction(name: str, part: Mapping[str, Any], other: Mapping[str, Any]) -> DatasetError:
-    if part["start"] < other["start"]:
+def _contradiction(name: str, part: _PartColumns, other: _PartColumns) -> DatasetError:
+    if part.start < other.start:
         part, other = other, part
-    own, elsewhere = (dict(_pairs(each)).get(name, "absent") for each in (part, other))
-    if name in (*part["inferred"], *other["inferred"]):
+    own, elsewhere = (each.kinds.get(name, "absent") for each in (part, other))
+    if name in part.inferred or name in other.inferred:
         way_out = (
             "The input's values of this column change their type from row to row: leave it out with "
             'keep_columns, or choose format="jsonl"'
@@ -417,7 +446,7 @@ def _contradiction(name: str, part: Mapping[str, Any], other: Mapping[str, Any])
             'data_frames="columns" or "nested", or format="jsonl"'
         )
     return DatasetError(
-        f"{part['name']}: found columns that differ from those of {other['name']}: {name!r} ({own}, "
+        f"{part.name}: found columns that differ from those of {other.name}: {name!r} ({own}, "
         f"elsewhere {elsewhere}); expected the same in each part. {way_out}"
     )
 
@@ -450,9 +479,10 @@ def _rewritten(
 def _recast(batch: pa.RecordBatch, schema: pa.Schema, where: str) -> pa.RecordBatch:
     import pyarrow as pa
 
+    own = set(batch.schema.names)
     arrays = [
         _recast_column(batch.column(field.name), field, where)
-        if field.name in batch.schema.names
+        if field.name in own
         else pa.nulls(batch.num_rows, field.type)
         for field in schema
     ]
@@ -468,7 +498,7 @@ def _recast_column(array: pa.Array, field: pa.Field, where: str) -> pa.Array:
     # lists, which is the same in every type, and whole numbers become doubles only where they fit.
     try:
         return pa.array(array.to_pylist(), field.type)
-    except (pa.ArrowException, OverflowError) as error:
+    except (pa.ArrowException, OverflowError, ValueError, KeyError) as error:
         raise DatasetError(
             f"{where}, column {field.name!r}: found values of type {array.type} that are none of "
             f"{field.type}, as in other parts ({error}); leave it out with keep_columns, or choose "

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from airflow_mlbatch.datasets import casting, jsonlines, textcells
+from airflow_mlbatch.datasets.columns import chosen_names, listed, refuse_duplicates
 from airflow_mlbatch.datasets.formats import TableFormat, table_format
+from airflow_mlbatch.datasets.kinds.parquet import ParquetTable
 from airflow_mlbatch.datasets.locations import StoragePath, open_input
 from airflow_mlbatch.errors import DatasetError, RecordError
 from airflow_mlbatch.protocol.services import Parameter
@@ -30,9 +32,6 @@ __all__ = [
     "read_inputs",
     "row_range_of",
 ]
-
-# Rows of Parquet in one batch: some megabytes for a table of ordinary width.
-_BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def count_rows(path: StoragePath, format: str | None = None) -> int:
     where = str(path.name)
     with open_input(path) as raw:
         if kind.name == "parquet":
-            return int(_parquet_file(raw, where).metadata.num_rows)
+            return ParquetTable(raw, where).row_count
         if kind.name == "jsonl":
             return sum(map(len, jsonlines.read_lines(_unpacked(raw, kind, where))))
         header, has_rows = _header(raw, kind, where)
@@ -229,7 +228,7 @@ def _open_text(
     import pyarrow as pa
 
     header, has_rows = _header(raw, kind, where)
-    names = _chosen_columns(columns, header, where)
+    names = chosen_names(columns, header, where)
     schema = pa.schema([pa.field(name, pa.string()) for name in names])
     batches: Iterator[pa.RecordBatch] = iter(())
     if has_rows:
@@ -285,38 +284,15 @@ def _check_lines_end(
 def _open_parquet(
     raw: BinaryIO, where: str, columns: Mapping[str, str] | None, wanted: RowRange
 ) -> TableRows:
-    file = _parquet_file(raw, where)
-    present = file.schema_arrow.names
-    _refuse_twins(present, where)
-    names = _chosen_columns(columns, present, where)
-    schema = _schema_of(file.schema_arrow, names)
-    end = int(file.metadata.num_rows)
-    wanted.check_end(where, end)
-    stop = end if wanted.stop is None else wanted.stop
-    return TableRows(schema, _row_groups(file, names, schema, wanted.start, stop, where))
-
-
-def _row_groups(
-    file: Any, names: list[str], schema: pa.Schema, start: int, stop: int, where: str
-) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
 
-    first = 0
-    for group in range(file.metadata.num_row_groups):
-        size = file.metadata.row_group(group).num_rows
-        if first < stop and first + size > start:
-            row = first
-            try:
-                for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names):
-                    low, high = max(start - row, 0), min(stop - row, batch.num_rows)
-                    row += batch.num_rows
-                    if low < high:
-                        # By name: "s" also brings the column "s.x" along.
-                        part = batch.select(names).slice(low, high - low)
-                        yield pa.RecordBatch.from_arrays(part.columns, schema=schema)
-            except pa.ArrowException as error:
-                raise DatasetError(f"{where}, near row {row}: {error}") from None
-        first += size
+    table = ParquetTable(raw, where)
+    refuse_duplicates(table.names, where)
+    names = chosen_names(columns, table.names, where)
+    schema = pa.schema([table.schema.field(name) for name in names])
+    wanted.check_end(where, table.row_count)
+    stop = table.row_count if wanted.stop is None else wanted.stop
+    return TableRows(schema, table.batches(names, wanted.start, stop))
 
 
 def _sliced(
@@ -355,14 +331,20 @@ class _Unpacked:
         import gzip
 
         self._where = where
+        # Python's reader takes a file of no bytes for the gzip of nothing.
+        raw.seek(0)
+        if not raw.read(1):
+            raise DatasetError(f"{where}: found an empty file, expected gzip")
+        raw.seek(0)
         self._file = gzip.GzipFile(fileobj=raw, mode="rb")
 
     def read(self, size: int = -1) -> bytes:
+        import gzip
         import zlib
 
         try:
             return self._file.read(size)
-        except (OSError, EOFError, zlib.error) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DatasetError(
                 f"{self._where}: found a file that gzip cannot unpack ({error})"
             ) from None
@@ -413,22 +395,6 @@ def _text_batches(
     )
 
 
-def _parquet_file(raw: BinaryIO, where: str) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
-    try:
-        return parquet.ParquetFile(raw)
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{where}: found no Parquet file ({error})") from None
-
-
-def _schema_of(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
-    import pyarrow as pa
-
-    return pa.schema([schema.field(name) for name in names])
-
-
 # --- choosing columns ----------------------------------------------------------------------------
 
 
@@ -442,38 +408,11 @@ def _column_for_input(
     if strangers:
         raise DatasetError(
             f"columns: found {', '.join(map(repr, strangers))}, which the service does not declare; "
-            f"expected names of its inputs ({_listed(declared)})"
+            f"expected names of its inputs ({listed(declared)})"
         )
     return {
         parameter.name: (columns or {}).get(parameter.name, parameter.name) for parameter in inputs
     }
-
-
-def _chosen_columns(
-    columns: Mapping[str, str] | None, present: Sequence[str], where: str
-) -> list[str]:
-    if columns is None:
-        return list(present)
-    for field, column in columns.items():
-        if column not in present:
-            found = f"no such column (there are: {_listed(present)})"
-            raise RecordError(where, field, found, f"a column {column!r}")
-    return list(dict.fromkeys(columns.values()))
-
-
-def _refuse_twins(names: Sequence[str], where: str) -> None:
-    twice = sorted({name for name in names if list(names).count(name) > 1})
-    if twice:
-        raise DatasetError(
-            f"{where}: found {', '.join(map(repr, twice))} more than once, "
-            "expected each column name once"
-        )
-
-
-def _listed(names: Any) -> str:
-    names = list(names)
-    more = f", and {len(names) - 30} more" if len(names) > 30 else ""
-    return (", ".join(map(repr, names[:30])) + more) or "none"
 
 
 def _none_for_unset(values: list[Any]) -> list[Any]:
@@ -555,3 +494,21 @@ class _InputCaster:
             called = "" if name == parameter.name else f", column {name!r}"
             where = f"{self._where}, row {row}{called}"
             raise RecordError(where, parameter.name, misfit.found, misfit.expected) from None
+        except RecursionError:
+            place = _first_too_deep(convert, kind, column)
+            row = first_row + place if rows is None else rows[place]
+            raise RecordError(
+                f"{self._where}, row {row}",
+                parameter.name,
+                "a value that is nested too deeply to be read",
+                f"a value of type {kind}",
+            ) from None
+
+
+def _first_too_deep(convert: Any, kind: TypeName, column: Any) -> int:
+    for place in range(len(column)):
+        try:
+            convert(kind, column[place : place + 1])
+        except RecursionError:
+            return place
+    return 0

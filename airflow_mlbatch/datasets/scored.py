@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
+from airflow_mlbatch.datasets.columns import listed, repeated
 from airflow_mlbatch.datasets.jsonlines import JSON_TEXT, json_text
 from airflow_mlbatch.datasets.nested import (
     ASSUMED,
@@ -82,18 +83,17 @@ def chosen_columns(
     :raises DatasetError: a column is not there, or its name is that of an output or of one of this
         package's own columns
     """
-    ids = _names("id_columns", id_columns)
+    ids, known = _names("id_columns", id_columns), set(present)
     if keep_columns == "all":
         kept = list(present)
     else:
         kept = [] if keep_columns is None else _names("keep_columns", keep_columns)
     for parameter, names in (("id_columns", ids), ("keep_columns", kept)):
-        missing = [name for name in names if name not in present]
+        missing = [name for name in names if name not in known]
         if missing:
-            there = ", ".join(map(repr, present)) or "none"
             raise DatasetError(
-                f"{parameter}: found {', '.join(map(repr, missing))}, "
-                f"expected columns of the input (there are: {there:.2000})"
+                f"{parameter}: found {listed(missing)}, "
+                f"expected columns of the input (there are: {listed(present):.2000})"
             )
     chosen = list(dict.fromkeys([*ids, *kept]))
     _refuse_clashes(chosen, [output.name for output in outputs])
@@ -107,16 +107,18 @@ def _names(parameter: str, found: Any) -> list[str]:
 
 
 def _refuse_clashes(kept: Sequence[str], outputs: Sequence[str]) -> None:
-    clashes = [name for name in outputs if name in OWN_COLUMNS or list(outputs).count(name) > 1]
+    twice = set(repeated(outputs))
+    clashes = [name for name in outputs if name in OWN_COLUMNS or name in twice]
     if clashes:
         raise DatasetError(
-            f"outputs: found {', '.join(map(repr, clashes))}, "
+            f"outputs: found {listed(clashes)}, "
             f"expected names other than {', '.join(OWN_COLUMNS)}, and each once"
         )
-    clashes = [name for name in kept if name in OWN_COLUMNS or name in outputs]
+    taken = {*OWN_COLUMNS, *outputs}
+    clashes = [name for name in kept if name in taken]
     if clashes:
         raise DatasetError(
-            f"keep_columns: found {', '.join(map(repr, clashes))}, which is also the name of an "
+            f"keep_columns: found {listed(clashes)}, which is also the name of an "
             "output or of a column that the scored table adds; leave it out of keep_columns and "
             "id_columns, or rename it in the input"
         )
@@ -231,10 +233,10 @@ class ScoredRows:
             pa.field(ERROR_COLUMN, pa.string()),
         ]
         schema = pa.schema([*kept, *fields, *own])
-        twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+        twice = repeated(schema.names)
         if twice:
             raise DatasetError(
-                f"scored table: found {', '.join(map(repr, twice))} more than once (a column of a "
+                f"scored table: found {listed(twice)} more than once (a column of a "
                 "data.frame output is named {output}_{column}); leave it out of keep_columns, or "
                 'choose data_frames="nested"'
             )

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
+from airflow_mlbatch.datasets.columns import refuse_duplicates
+from airflow_mlbatch.datasets.soundness import check_batch
 from airflow_mlbatch.errors import DatasetError
 from airflow_mlbatch.protocol.documents import BYTE_ORDER_MARK
 
@@ -52,12 +55,7 @@ def read_header(file: BinaryIO, delimiter: str, where: str) -> tuple[list[str], 
         text.detach()
     if header is None:
         raise DatasetError(f"{where}: found an empty file, expected a line of column names")
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise DatasetError(
-            f"{where}, header: found {', '.join(map(repr, twice))} more than once, "
-            "expected each column name once"
-        )
+    refuse_duplicates(header, f"{where}, header")
     return header, has_rows
 
 
@@ -92,12 +90,12 @@ def read_text_cells(
                 if seen <= row:
                     continue
                 batch = batch.slice(row - first)
-                _check_unicode(batch, where, row)
+                check_batch(batch, where, row)
                 yield batch
                 row = seen
         except pa.ArrowInvalid as error:
-            if "straddling object" not in str(error) or block >= _LARGEST_BLOCK:
-                raise DatasetError(f"{where}, {reader.explain(row, error)}") from None
+            if not _TOO_LARGE.search(str(error)) or block >= _LARGEST_BLOCK:
+                raise DatasetError(f"{where}, {_explained(row, error)}") from None
             block *= 8
             file.seek(0)
         else:
@@ -130,7 +128,6 @@ class _Rows:
     ) -> None:
         self._blank = blank
         self._file, self._columns = _Unclosed(file), list(columns)
-        self._bad_row: Any = None
         self._header = list(header)
         self._delimiter, self._block = delimiter, block
 
@@ -150,7 +147,6 @@ class _Rows:
                     delimiter=self._delimiter,
                     newlines_in_values=True,
                     ignore_empty_lines=len(self._header) > 1,
-                    invalid_row_handler=self._take_bad_row,
                 ),
                 convert_options=arrow_csv.ConvertOptions(
                     include_columns=self._columns,
@@ -178,20 +174,22 @@ class _Rows:
                 f"{where}: found the end of the file inside a quoted cell, expected a closing quote"
             )
 
-    def _take_bad_row(self, row: Any) -> str:
-        self._bad_row = row
-        return "error"
 
-    def explain(self, row: int, error: Exception) -> str:
-        bad = self._bad_row
-        if bad is None:
-            return f"after row {row}: {error}"
-        # Arrow counts the header as row 1.
-        index = "a row" if bad.number is None else f"row {bad.number - 2}"
-        return (
-            f"{index}: found {bad.actual_columns} cells ({bad.text!r:.120}), "
-            f"expected {bad.expected_columns}"
-        )
+# What Arrow says of a row, or of a header, that does not fit into a block.
+_TOO_LARGE = re.compile("straddling object|cannot infer number of columns")
+# What Arrow says of a row with too many or too few cells. Its handler for such rows would give the
+# parts, but it loses them where the row is not UTF-8.
+_BAD_ROW = re.compile(r"(?:Row #(\d+): )?Expected (\d+) columns, got (\d+): (.*)", re.DOTALL)
+
+
+def _explained(row: int, error: Exception) -> str:
+    bad = _BAD_ROW.search(str(error))
+    if bad is None:
+        return f"after row {row}: {error}"
+    number, expected, found, text = bad.groups()
+    # Arrow counts the header as row 1.
+    index = "a row" if number is None else f"row {int(number) - 2}"
+    return f"{index}: found {found} cells ({text!r:.120}), expected {expected}"
 
 
 class _Unclosed(io.RawIOBase):
@@ -238,21 +236,3 @@ class _Unclosed(io.RawIOBase):
             csv.field_size_limit(limit)
             text.detach()
         return False
-
-
-def _check_unicode(batch: pa.RecordBatch, where: str, first_row: int) -> None:
-    import pyarrow as pa
-
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        try:
-            column.validate(full=True)
-        except pa.ArrowInvalid:
-            for place, cell in enumerate(column.cast(pa.binary())):
-                raw = cell.as_py() or b""
-                try:
-                    raw.decode()
-                except UnicodeDecodeError:
-                    raise DatasetError(
-                        f"{where}, row {first_row + place}, column {name!r}: "
-                        f"found {raw!r:.80}, expected UTF-8"
-                    ) from None

@@ -21,6 +21,7 @@ bytes, map          refused                       refused
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -393,16 +394,18 @@ def _text_type(kind: pa.DataType) -> pa.DataType:
 
 
 def _text_column(array: pa.Array, field: pa.Field, first_row: int) -> pa.Array:
+    """A column for Arrow's CSV writer: a type that it writes, and no value that it cannot say."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
-    if array.type == field.type:
-        return array
-    if pa.types.is_nested(array.type):
-        values = _json_column(array, pa.field(field.name, array.type), first_row)
-        return pa.array([json_text(value) for value in values], pa.string())
-    return array.cast(field.type)
+    with _naming(field.name, first_row):
+        if pa.types.is_nested(array.type):
+            texts = [json_text(value) for value in _json_values(array)]
+            return pa.array(texts, pa.string())
+        if pa.types.is_temporal(array.type):
+            _check_sayable(array)
+        return array if array.type == field.type else array.cast(field.type)
 
 
 def _json_column(array: pa.Array, field: pa.Field, first_row: int) -> list[Any]:
@@ -410,21 +413,37 @@ def _json_column(array: pa.Array, field: pa.Field, first_row: int) -> list[Any]:
 
     if is_json_text(field):
         return [None if text is None else msgspec.Raw(text.encode()) for text in objects(array)]
-    try:
+    with _naming(field.name, first_row):
         return _json_values(array)
-    except _InfinityError as error:
+
+
+class _UnsayableError(ValueError):
+    """A value for which the format has no word.
+
+    :param place: of the value in its column, or of the row's value that holds it
+    """
+
+    def __init__(self, place: int, found: str) -> None:
+        super().__init__(place, found)
+        self.place, self.found = place, found
+
+
+@contextmanager
+def _naming(column: str, first_row: int) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except _UnsayableError as error:
         raise DatasetError(
-            f"row {first_row + error.place}, column {field.name!r}: "
-            "found an infinity, which JSON does not have"
+            f"row {first_row + error.place}, column {column!r}: found {error.found}; leave the column "
+            "out with keep_columns, or write Parquet"
         ) from None
-
-
-class _InfinityError(ValueError):
-    """``place`` is that of the value that is one, or holds one."""
-
-    def __init__(self, place: int) -> None:
-        super().__init__(place)
-        self.place = place
+    except pa.ArrowException as error:
+        raise DatasetError(
+            f"column {column!r}, from row {first_row} on: found values that cannot be written as text "
+            f"({error}); leave the column out with keep_columns, or write Parquet"
+        ) from None
 
 
 def _json_values(array: pa.Array) -> list[Any]:
@@ -438,15 +457,18 @@ def _json_values(array: pa.Array) -> list[Any]:
     if pa.types.is_floating(kind):
         endless = pc.is_inf(array.cast(pa.float64())).fill_null(False)
         if pc.any(endless).as_py():
-            raise _InfinityError(objects(endless).index(True))
+            raise _UnsayableError(
+                objects(endless).index(True), "an infinity, which JSON does not have"
+            )
         return objects(array)
     if pa.types.is_struct(kind):
         return _json_structs(array)
     if pa.types.is_nested(kind):
         return _json_lists(array)
-    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+    if pa.types.is_temporal(kind):
+        _check_sayable(array)
         return objects(array.cast(pa.string()))
-    return objects(array)
+    return objects(array.cast(pa.string()) if pa.types.is_decimal(kind) else array)
 
 
 def _json_structs(array: pa.Array) -> list[Any]:
@@ -464,10 +486,72 @@ def _json_lists(array: pa.Array) -> list[Any]:
     lengths = [len(item) if item.is_valid else 0 for item in array]
     try:
         values = iter(_json_values(array.flatten()))
-    except _InfinityError as error:
+    except _UnsayableError as error:
         ends = list(accumulate(lengths))
-        raise _InfinityError(bisect_right(ends, error.place)) from None
+        raise _UnsayableError(bisect_right(ends, error.place), error.found) from None
     return [
         [next(values) for _ in range(length)] if valid else None
         for length, valid in zip(lengths, objects(array.is_valid()), strict=True)
     ]
+
+
+# --- dates and times -----------------------------------------------------------------------------
+
+_DAY = 24 * 60 * 60
+# Days of 0001-01-01 and of 9999-12-31, counted from 1970-01-01.
+_FIRST_DAY, _LAST_DAY = -719_162, 2_932_896
+_DATE_TEXT, _TIME_TEXT = re.compile(r"(?!0000)\d{4}-"), re.compile(r"\d")
+_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+
+
+def _check_sayable(array: pa.Array) -> None:
+    """Refuse dates outside of the years 1 to 9999 and times outside of a day.
+
+    Arrow writes "<value out of range: …>" or a year of another number of digits for them, and no
+    reader takes that for a date.
+
+    :raises _UnsayableError: with the first of them
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    bounds = _bounds(array.type)
+    if bounds is None:
+        return
+    numbers = array.view(pa.int32() if array.type.bit_width == 32 else pa.int64()).cast(pa.int64())
+    ends = pc.min_max(numbers).as_py()
+    if ends["min"] is None or (bounds[0] <= ends["min"] and ends["max"] < bounds[1]):
+        # A zone that Arrow does not know is found here, while the column is known.
+        array.slice(0, 1).cast(pa.string())
+        return
+    # Near the ends the time zone decides, so the texts are looked at.
+    is_time = pa.types.is_time(array.type)
+    fits = _TIME_TEXT if is_time else _DATE_TEXT
+    for place, text in enumerate(objects(array.cast(pa.string()))):
+        if text is not None and not fits.match(text):
+            raise _UnsayableError(
+                place,
+                f"{numbers[place]} for a value of type {array.type}, which is outside of "
+                f"{'a day' if is_time else 'the years 1 to 9999'}",
+            )
+
+
+def _bounds(kind: pa.DataType) -> tuple[int, int] | None:
+    """The least value that has a text for certain, and the first one above that may have none."""
+    import pyarrow as pa
+
+    if pa.types.is_date32(kind):
+        return _FIRST_DAY, _LAST_DAY + 1
+    if pa.types.is_date64(kind):
+        return _FIRST_DAY * _DAY * 1_000, (_LAST_DAY + 1) * _DAY * 1_000
+    if pa.types.is_time(kind):
+        return 0, _DAY * _PER_SECOND[kind.unit]
+    if pa.types.is_timestamp(kind):
+        second, tolerance = _PER_SECOND[kind.unit], 0 if kind.tz is None else _largest_offset(kind)
+        return _FIRST_DAY * _DAY * second + tolerance, (_LAST_DAY + 1) * _DAY * second - tolerance
+    return None
+
+
+def _largest_offset(kind: pa.TimestampType) -> int:
+    """How far a zone may move a timestamp, in units of the type; UTC moves none."""
+    return 0 if kind.tz in ("UTC", "Z", "+00:00") else _DAY * _PER_SECOND[kind.unit]

@@ -1,0 +1,1 @@
+"""The formats that a table can have, one module for each."""
