@@ -132,6 +132,11 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="MIB",
         help="replace a worker whose memory has grown by so much; 0 for never",
     )
+    option(
+        "--without-idempotency-keys",
+        action="store_true",
+        help="for tests: ignore idempotency keys, as the vendor's server does",
+    )
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -166,6 +171,7 @@ def _serve(options: argparse.Namespace) -> int:
         token_lifetime=options.token_lifetime,
         max_records_per_worker=options.max_records_per_worker,
         max_worker_growth=options.max_worker_growth * _MIB,
+        has_keys=not options.without_idempotency_keys,
     )
     try:
         serve(settings, _say)

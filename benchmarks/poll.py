@@ -30,7 +30,7 @@ def fill(data_dir: str, sizes: list[int]) -> dict[str, Any]:
     async def put(store: Store, size: int) -> str:
         records = [b'{"x":%d}' % place for place in range(size)]
         named = (f"finished-{size}", NAME, VERSION, 10, records)
-        execution = await store.write(store.add_execution, *named)
+        execution, _ = await store.write(store.add_execution, *named)
         for start in range(0, size, _WRITTEN_AT_ONCE):
             await store.write(
                 store.add_results,

@@ -18,6 +18,7 @@ from airflow_mlbatch.errors import InputError
 __all__ = [
     "ACCEPT_IDEMPOTENCY_KEY",
     "IDEMPOTENCY_KEY",
+    "IDEMPOTENCY_KEY_PREFIX_QUERY",
     "IDEMPOTENCY_KEY_QUERY",
     "IDEMPOTENCY_REPLAYED",
     "ROUTES",
@@ -36,6 +37,8 @@ ACCEPT_IDEMPOTENCY_KEY = "accept-idempotency-key"
 IDEMPOTENCY_REPLAYED = "idempotency-replayed"
 # In the query of the list of executions: only those that were started with this key.
 IDEMPOTENCY_KEY_QUERY = "idempotencyKey"
+# Likewise: only those whose key begins with this text.
+IDEMPOTENCY_KEY_PREFIX_QUERY = "idempotencyKeyPrefix"
 
 
 class Missing(Enum):

@@ -7,9 +7,10 @@ what a reply says is spelled in :mod:`airflow_mlbatch.protocol`.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from airflow_mlbatch.protocol import routes
 from airflow_mlbatch.protocol.documents import write_execution_id, write_tokens
 from airflow_mlbatch.protocol.intake import RecordReader, read_login, read_renewal
 from airflow_mlbatch.protocol.results import BatchStatus, batch_document, read_record_result
+from airflow_mlbatch.protocol.routes import Route
 from airflow_mlbatch.protocol.services import Service, write_service
 from airflow_mlbatch.server.auth import Denied, NewTokens, Throttled, Tokens
 from airflow_mlbatch.server.folder import DataFolder
@@ -36,11 +38,19 @@ from airflow_mlbatch.server.requests import (
     bearer_token,
     count_parameter,
     flag_parameter,
+    idempotency_key,
+    key_parameter,
     raw_path,
     read_body,
 )
 from airflow_mlbatch.server.runner import BusyError, Runner
-from airflow_mlbatch.server.store import Execution, StorageError, Store
+from airflow_mlbatch.server.store import (
+    Execution,
+    OtherBodyError,
+    StartKey,
+    StorageError,
+    Store,
+)
 from airflow_mlbatch.server.swagger import swagger_document
 
 if TYPE_CHECKING:
@@ -79,6 +89,7 @@ class App:
     """The ASGI application.
 
     :param services: what is published, by name and version
+    :param has_keys: whether it takes idempotency keys; without them it is like the vendor's server
     """
 
     store: Store
@@ -87,6 +98,7 @@ class App:
     folder: DataFolder
     limits: Limits
     services: Mapping[tuple[str, str], Service]
+    has_keys: bool = True
     _readers: dict[tuple[str, str], RecordReader] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -115,7 +127,11 @@ class App:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
-        response = await self._answer(request)
+        found = routes.match(request.method, raw_path(request))
+        response = await self._answer(request, found)
+        if self.has_keys and found and found[0] in (routes.START_BATCH, routes.BATCHES):
+            # On refusals, too: a client learns from any reply what it may rely on.
+            response.headers[routes.ACCEPT_IDEMPOTENCY_KEY] = "true"
         try:
             await response(scope, receive, send)
         except (asyncio.CancelledError, DeletedMeanwhile):
@@ -123,9 +139,9 @@ class App:
             # nobody takes the reply for whole.
             return
 
-    async def _answer(self, request: Request) -> Response:
+    async def _answer(self, request: Request, found: tuple[Route, Names] | None) -> Response:
         try:
-            return await self._dispatch(request)
+            return await self._dispatch(request, found)
         except Refusal as refusal:
             return refusal.reply()
         except InputError as error:
@@ -146,11 +162,9 @@ class App:
             log.exception("%s %s", request.method, request.url.path)
             return Refusal(500, "Internal server error").reply()
 
-    async def _dispatch(self, request: Request) -> Response:
-        path = raw_path(request)
-        found = routes.match(request.method, path)
+    async def _dispatch(self, request: Request, found: tuple[Route, Names] | None) -> Response:
         if found is None:
-            raise _no_route(path)
+            raise _no_route(raw_path(request))
         route, names = found
         if not route.is_open:
             self._check_token(request)
@@ -236,7 +250,47 @@ class App:
     async def _start_batch(self, request: Request, names: Names) -> Response:
         service = self._service(names)
         parallel_count = count_parameter(request, "parallelCount", DEFAULT_PARALLEL_COUNT)
+        key_text = idempotency_key(request) if self.has_keys else None
         body = await read_body(request, self.limits.max_body_bytes)
+        key = None if key_text is None else await asyncio.to_thread(_start_key, key_text, body)
+        try:
+            execution, is_new = await self._started(service, parallel_count, body, key)
+        except OtherBodyError as error:
+            raise Refusal(
+                422,
+                f"{routes.IDEMPOTENCY_KEY}: the key {key_text!r} has started execution "
+                f"{error.execution_id} with another body. Send the same body again, or a new key",
+            ) from None
+        reply = json_reply(write_execution_id(execution.id), routes.START_BATCH.success)
+        if not is_new:
+            reply.headers[routes.IDEMPOTENCY_REPLAYED] = "true"
+        return reply
+
+    async def _started(
+        self, service: Service, parallel_count: int, body: bytes, key: StartKey | None
+    ) -> tuple[Execution, bool]:
+        """Start a batch, or find the one that its key has started; whether it is new."""
+        if key is not None:
+            # First of all: neither a full disk nor a new limit concerns a batch that is there.
+            known = self.store.started_with(service.name, service.version, key)
+            if known is not None:
+                return known, False
+        records = await self._admitted(service, body)
+        execution, is_new = await self.store.write(
+            self.store.add_execution,
+            str(uuid.uuid4()),
+            service.name,
+            service.version,
+            parallel_count,
+            records,
+            key,
+        )
+        if is_new:
+            self.runner.add(execution)
+        return execution, is_new
+
+    async def _admitted(self, service: Service, body: bytes) -> Sequence[Any]:
+        """The records of a new batch, each as JSON text, if there is room for them."""
         if problem := self.runner.storage_problem:
             # Outcomes do not get away: what comes now would only wait behind them.
             raise StorageError(problem)
@@ -250,21 +304,17 @@ class App:
                 f"body: found {len(records):,} records, "
                 f"expected at most {self.limits.max_records:,}, the limit of this server",
             )
-        execution = await self.store.write(
-            self.store.add_execution,
-            str(uuid.uuid4()),
-            service.name,
-            service.version,
-            parallel_count,
-            records,
-        )
-        self.runner.add(execution)
-        return json_reply(write_execution_id(execution.id), routes.START_BATCH.success)
+        return records
 
     # --- batches ---
 
     async def _list_batches(self, request: Request, names: Names) -> Response:
-        ids = self.store.execution_ids(names["name"], names["version"])
+        asked = key_parameter(request) if self.has_keys else None
+        if asked is None:
+            ids = self.store.execution_ids(names["name"], names["version"])
+        else:
+            key, is_prefix = asked
+            ids = self.store.ids_by_key(names["name"], names["version"], key, is_prefix=is_prefix)
         if not ids:
             self._service(names)
         return json_reply(ids)
@@ -348,6 +398,10 @@ def _tokens_reply(new: NewTokens) -> Response:
     reply = json_reply(write_tokens(new.access_token, new.refresh_token, new.now, new.lifetime))
     reply.headers["cache-control"] = "no-store"
     return reply
+
+
+def _start_key(key: str, body: bytes) -> StartKey:
+    return StartKey(key, hashlib.sha256(body).digest())
 
 
 def _component(status_code: str, **details: Any) -> dict[str, Any]:

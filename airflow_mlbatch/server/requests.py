@@ -10,10 +10,24 @@ from collections.abc import AsyncIterator
 
 from starlette.requests import ClientDisconnect, Request
 
+from airflow_mlbatch.protocol.routes import (
+    IDEMPOTENCY_KEY,
+    IDEMPOTENCY_KEY_PREFIX_QUERY,
+    IDEMPOTENCY_KEY_QUERY,
+)
 from airflow_mlbatch.server.replies import Refusal, bad_request
 
-__all__ = ["bearer_token", "count_parameter", "flag_parameter", "raw_path", "read_body"]
+__all__ = [
+    "bearer_token",
+    "count_parameter",
+    "flag_parameter",
+    "idempotency_key",
+    "key_parameter",
+    "raw_path",
+    "read_body",
+]
 
+_LONGEST_KEY = 255
 _SILENCE_SECONDS = 60
 # Slower than any client that means it: a byte now and then would hold the line for days.
 _SLOWEST_BYTES_PER_SECOND = 1024
@@ -122,6 +136,46 @@ def flag_parameter(request: Request, names: tuple[str, ...], default: bool) -> b
             raise bad_request(f"{name}: found {text!r:.80}, expected true or false")
         return word == "true"
     return default
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The key of a start; ``None`` when the request carries none.
+
+    :raises Refusal: 400 for a key that is empty, too long or not visible ASCII, and for several keys
+    """
+    keys = request.headers.getlist(IDEMPOTENCY_KEY)
+    if len(keys) > 1:
+        raise bad_request(f"header {IDEMPOTENCY_KEY}: found {len(keys)} of them, expected one")
+    return _key(f"header {IDEMPOTENCY_KEY}", keys[0]) if keys else None
+
+
+def key_parameter(request: Request) -> tuple[str, bool] | None:
+    """What the keys of the listed batches are compared with, and whether it is only their beginning.
+
+    :raises Refusal: 400 for a text that no key can be or begin with, and for both parameters at once
+    """
+    asked = [
+        (name, text)
+        for name in (IDEMPOTENCY_KEY_QUERY, IDEMPOTENCY_KEY_PREFIX_QUERY)
+        if (text := _query(request, name)) is not None
+    ]
+    if len(asked) > 1:
+        raise bad_request(
+            f"{IDEMPOTENCY_KEY_QUERY}, {IDEMPOTENCY_KEY_PREFIX_QUERY}: found both, expected one"
+        )
+    for name, text in asked:
+        return _key(name, text), name == IDEMPOTENCY_KEY_PREFIX_QUERY
+    return None
+
+
+def _key(where: str, text: str) -> str:
+    is_visible = text.isascii() and text.isprintable() and " " not in text
+    if not is_visible or not 1 <= len(text) <= _LONGEST_KEY:
+        raise bad_request(
+            f"{where}: found {text!r:.80} ({len(text)} characters), "
+            f"expected 1 to {_LONGEST_KEY} characters of visible ASCII"
+        )
+    return text
 
 
 def _query(request: Request, name: str) -> str | None:

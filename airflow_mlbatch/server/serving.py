@@ -45,6 +45,7 @@ class ServerSettings:
     :param max_records_per_worker: a worker is replaced after so many records; 0 for never
     :param max_worker_growth: a worker is replaced when its memory has grown by so many bytes
         since it had loaded the services; 0 for never
+    :param has_keys: whether starts may carry idempotency keys
     """
 
     sources: Sequence[str]
@@ -61,6 +62,7 @@ class ServerSettings:
     token_lifetime: int = 3600
     max_records_per_worker: int = 0
     max_worker_growth: int = 0
+    has_keys: bool = True
 
 
 def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
@@ -130,7 +132,7 @@ async def _serve(
         folder.discard_unknown(store.known_ids())
         await runner.resume(services)
         limits = Limits(settings.max_body_bytes, settings.max_records)
-        app = App(store, runner, tokens, folder, limits, services)
+        app = App(store, runner, tokens, folder, limits, services, settings.has_keys)
         names = ", ".join(f"{name} {version}" for name, version in services)
         ready = f"mlbatch serve: ready on {_url(line)} (services: {names})"
         # uvicorn repeats the signal that has stopped it to whoever listened before.

@@ -23,13 +23,21 @@ from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.protocol.results import BatchStatus
 from airflow_mlbatch.protocol.states import BatchState
 
-__all__ = ["Execution", "Pair", "Result", "StorageError", "Store"]
+__all__ = [
+    "Execution",
+    "OtherBodyError",
+    "Pair",
+    "Result",
+    "StartKey",
+    "StorageError",
+    "Store",
+]
 
 T = TypeVar("T")
 Result = tuple[int, int, bytes]
 """Number of the execution, position of the record, the outcome as it is sent."""
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE executions (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -39,7 +47,10 @@ CREATE TABLE executions (
     parallel_count INTEGER NOT NULL,
     total INTEGER NOT NULL,
     completed INTEGER NOT NULL,
-    state TEXT NOT NULL
+    state TEXT NOT NULL,
+    idempotency_key TEXT,
+    body_digest BLOB,
+    UNIQUE (service, version, idempotency_key)
 );
 CREATE INDEX executions_of_service ON executions (service, version);
 CREATE TABLE records (
@@ -89,6 +100,25 @@ class StorageError(Exception):
 
 
 @dataclass(frozen=True)
+class StartKey:
+    """The idempotency key of a start, and what tells its body from others."""
+
+    key: str
+    body_digest: bytes
+
+
+class OtherBodyError(Exception):
+    """A key was used before, with another body.
+
+    :param execution_id: the execution that was started with it
+    """
+
+    def __init__(self, execution_id: str) -> None:
+        super().__init__(execution_id)
+        self.execution_id = execution_id
+
+
+@dataclass(frozen=True)
 class Execution:
     """One row of the executions, its columns in their order.
 
@@ -103,6 +133,8 @@ class Execution:
     total: int
     completed: int
     state: str
+    idempotency_key: str | None = None
+    body_digest: bytes | None = None
 
     @property
     def status(self) -> BatchStatus:
@@ -165,15 +197,29 @@ class Store:
         version: str,
         parallel_count: int,
         records: Sequence[Any],
-    ) -> Execution:
-        """Store a batch with its records, each as JSON text."""
+        key: StartKey | None = None,
+    ) -> tuple[Execution, bool]:
+        """Store a batch with its records, each as JSON text.
+
+        There is one writer, so of several starts with one key the first stores its batch and the
+        others find it.
+
+        :return: the execution that the key stands for, and whether it is new
+        :raises OtherBodyError: the key has started an execution with another body
+        """
+        if key is not None:
+            known = self._started_with(self._writer, service, version, key)
+            if known is not None:
+                return known, False
         total = len(records)
         state = (BatchState.PENDING if total else BatchState.COMPLETE).value
-        row = (execution_id, service, version, parallel_count, total, 0, state)
+        stored_key = (None, None) if key is None else (key.key, key.body_digest)
+        row = (execution_id, service, version, parallel_count, total, 0, state, *stored_key)
         cursor = self._writer.execute(
             "INSERT INTO executions"
-            " (id, service, version, parallel_count, total, completed, state)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            " (id, service, version, parallel_count, total, completed, state,"
+            " idempotency_key, body_digest)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             row,
         )
         number = int(cursor.lastrowid or 0)
@@ -181,7 +227,7 @@ class Store:
             "INSERT INTO records VALUES (?, ?, ?)",
             ((number, position, record) for position, record in enumerate(records)),
         )
-        return Execution(number, *row)
+        return Execution(number, *row), True
 
     def add_results(self, results: Iterable[Result]) -> None:
         """Store outcomes; a second outcome of a record changes nothing.
@@ -270,11 +316,32 @@ class Store:
         ).fetchone()
         return None if row is None else Execution(*row)
 
+    def started_with(self, service: str, version: str, key: StartKey) -> Execution | None:
+        """Find the execution that a key of a service has started.
+
+        :raises OtherBodyError: it was started with another body
+        """
+        return self._started_with(self._reader, service, version, key)
+
     def execution_ids(self, service: str, version: str) -> list[str]:
         """Ids of a service's executions, oldest first."""
         rows = self._reader.execute(
             "SELECT id FROM executions WHERE service = ? AND version = ? ORDER BY number",
             (service, version),
+        )
+        return [row[0] for row in rows]
+
+    def ids_by_key(self, service: str, version: str, key: str, *, is_prefix: bool) -> list[str]:
+        """Ids of a service's executions that a key has started, oldest first.
+
+        :param is_prefix: whether the key may go on after this text
+        """
+        # A key is visible ASCII, so this stands behind every key that begins with the text.
+        last = f"{key}\x7f" if is_prefix else key
+        rows = self._reader.execute(
+            "SELECT id FROM executions WHERE service = ? AND version = ?"
+            " AND idempotency_key BETWEEN ? AND ? ORDER BY number",
+            (service, version, key, last),
         )
         return [row[0] for row in rows]
 
@@ -317,6 +384,21 @@ class Store:
         return [Pair(*row) for row in self._reader.execute("SELECT * FROM pairs")]
 
     # --- inside ---
+
+    @staticmethod
+    def _started_with(
+        connection: sqlite3.Connection, service: str, version: str, key: StartKey
+    ) -> Execution | None:
+        row = connection.execute(
+            "SELECT * FROM executions WHERE service = ? AND version = ? AND idempotency_key = ?",
+            (service, version, key.key),
+        ).fetchone()
+        if row is None:
+            return None
+        execution = Execution(*row)
+        if execution.body_digest != key.body_digest:
+            raise OtherBodyError(execution.id)
+        return execution
 
     def _range(
         self, select: str, number: int, start: int, max_bytes: int

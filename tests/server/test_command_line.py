@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from airflow_mlbatch.server.store import Store
 from tests.ports import ReservedPort
 from tests.server.api import Api
 from tests.server.conftest import SERVICES
@@ -183,8 +184,10 @@ def test_a_folder_with_something_wrong_in_it(
 
 
 def test_a_database_that_lacks_a_table(tmp_path: Path) -> None:
-    with contextlib.closing(sqlite3.connect(tmp_path / "mlbatch.sqlite")) as database:
-        database.execute("PRAGMA user_version=1")
+    path = tmp_path / "mlbatch.sqlite"
+    Store(path).close()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("DROP TABLE pairs")
     found = mlbatch("serve", "--demo", "--port", "0", "--data-dir", str(tmp_path))
     assert_refused(found, "cannot be used: storage: no such table")
 
