@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+import psutil
 import requests
 
 from tests.ports import ReservedPort
 
-__all__ = ["AirflowProcesses", "Run", "eventually", "running_airflow"]
+__all__ = ["AirflowProcesses", "Run", "connection_to", "eventually", "running_airflow"]
 
 T = TypeVar("T")
 
@@ -41,14 +42,15 @@ _SETTINGS = {
     "CORE__LOAD_EXAMPLES": "False",
     "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
     "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
-    "CORE__PARALLELISM": "6",
+    "CORE__PARALLELISM": "8",
     "DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
     "LOGGING__LOGGING_LEVEL": "INFO",
     "SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
     "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
     "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
     "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
-    "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
+    "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "15",
+    "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "5",
     "TRIGGERER__JOB_HEARTBEAT_SEC": "1",
     "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
     "API__WORKERS": "1",
@@ -98,6 +100,8 @@ class AirflowProcesses:
         self._place = ReservedPort()
         self.url = f"http://127.0.0.1:{self._place.number}"
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        # Each process leads a session. Its id stays taken while one member lives, also without the leader.
+        self._sessions: set[int] = set()
         self._triggerers: dict[int, str] = {}
         self._session = requests.Session()
         self._session.trust_env = False
@@ -160,6 +164,7 @@ class AirflowProcesses:
                 start_new_session=True,
             )
         self._processes[name] = process
+        self._sessions.add(process.pid)
         return process.pid
 
     def start_triggerer(self, name: str) -> None:
@@ -178,6 +183,10 @@ class AirflowProcesses:
     def is_started(self, name: str) -> bool:
         """Whether it was started and not ended since."""
         return name in self._processes
+
+    def has_ended(self, name: str) -> bool:
+        """Whether a process that was started has ended by itself."""
+        return self._processes[name].poll() is not None
 
     def all_run(self) -> bool:
         """True.
@@ -199,6 +208,34 @@ class AirflowProcesses:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
+    def kill_alone(self, name: str) -> None:
+        """SIGKILL for a process, whose children go on without it."""
+        process = self._processes.pop(name)
+        process.kill()
+        process.wait()
+
+    def is_below(self, pid: int) -> bool:
+        """Whether somebody whom this Airflow has started did start a process: no leader of a session."""
+        with contextlib.suppress(ProcessLookupError):
+            return pid not in self._sessions and os.getsid(pid) in self._sessions
+        return False
+
+    def send(self, pid: int, number: signal.Signals) -> None:
+        """Send a signal to the process of a task or of its worker; nobody else's is touched."""
+        assert self.is_below(pid), f"{pid} is no child of this Airflow"
+        os.kill(pid, number)
+
+    def family(self, pid: int) -> list[int]:
+        """A process that was started here, and all that it has started."""
+        assert pid in self._sessions
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+
+    def worker_of(self, pid: int) -> int:
+        """The process that started the one of a task, and speaks to Airflow for it."""
+        worker = psutil.Process(pid).ppid()
+        assert self.is_below(worker), f"{worker} is no worker of this Airflow"
+        return worker
+
     def stop(self, name: str) -> None:
         """SIGTERM for a process, as when it is restarted; its children are its own business."""
         process = self._processes.pop(name)
@@ -219,7 +256,17 @@ class AirflowProcesses:
                 process.wait(_FAREWELL_SECONDS)
         for name in list(self._processes):
             self.kill(name)
+        for pid in self._left():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._place.close()
+
+    def _left(self) -> Iterator[int]:
+        """Processes whose leader is gone: workers without a scheduler, and their tasks."""
+        for pid in psutil.pids():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getsid(pid) in self._sessions:
+                    yield pid
 
     def _finish(self, *command: str) -> None:
         name = "-".join(command)
@@ -325,18 +372,20 @@ class Run:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
-    def mark(self, task_id: str, state: str) -> None:
+    def mark(self, task_id: str, state: str, map_index: int = -1) -> None:
         """Mark a task ``failed`` or ``success``, as the button does."""
-        self.airflow.ask("PATCH", f"{self._path}/taskInstances/{task_id}", {"new_state": state})
+        path = f"{self._path}/taskInstances/{task_id}/{map_index}"
+        self.airflow.ask("PATCH", path, {"new_state": state})
 
-    def clear(self, *task_ids: str) -> None:
-        """Clear tasks, as the button does."""
+    def clear(self, *task_ids: str | tuple[str, int], downstream: bool = False) -> None:
+        """Clear tasks, as the button does; a mapped one may be given with its index."""
         body = {
             "dry_run": False,
             "dag_run_id": self.run_id,
             "task_ids": list(task_ids),
             "only_failed": False,
             "reset_dag_runs": True,
+            "include_downstream": downstream,
         }
         self.airflow.ask("POST", f"/dags/{self.dag_id}/clearTaskInstances", body)
 
@@ -370,6 +419,19 @@ def _readable(lines: str) -> str:
     return "\n".join(shown)
 
 
+def connection_to(url: str, password: str) -> str:
+    """An Airflow connection to a scoring server, as a variable of the environment has it."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    connection = {
+        "conn_type": "mlbatch",
+        "host": host,
+        "port": int(port),
+        "login": "admin",
+        "password": password,
+    }
+    return json.dumps(connection)
+
+
 @contextlib.contextmanager
 def running_airflow(
     home: Path,
@@ -379,15 +441,7 @@ def running_airflow(
     **options: Any,
 ) -> Iterator[AirflowProcesses]:
     """Run Airflow with the connection `mlbatch_default` to this server."""
-    host, _, port = url.removeprefix("http://").partition(":")
-    connection = {
-        "conn_type": "mlbatch",
-        "host": host,
-        "port": int(port),
-        "login": "admin",
-        "password": password,
-    }
-    env = {"AIRFLOW_CONN_MLBATCH_DEFAULT": json.dumps(connection), **options.pop("env", {})}
+    env = {"AIRFLOW_CONN_MLBATCH_DEFAULT": connection_to(url, password), **options.pop("env", {})}
     airflow = AirflowProcesses(home, env, **options)
     try:
         airflow.up(*triggerers)

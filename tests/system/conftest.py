@@ -91,8 +91,8 @@ class Case:
         return self.proxy.passed(method, self._pattern(pattern), status)
 
     def started(self) -> int:
-        """How many batches the server has begun."""
-        return len(self.passed("POST", r"/batch\?", 202))
+        """How many batches the server has begun; a repeated key begins none."""
+        return len({one.execution_id for one in self.passed("POST", r"/batch\?", 202)})
 
     def cancelled(self) -> int:
         """How many requests to cancel the server has seen."""

@@ -52,8 +52,16 @@ def running_postgres(folder: Path) -> Iterator[str]:
         port = place.number
         command = [server, "-D", "data", "-p", str(port), "-k", str(folder)]
         command += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
-        with _running(command, folder, user, lambda: _accepts(port)):
-            address = ["-h", "127.0.0.1", "-p", str(port), "-U", "airflow"]
+        address = ["-h", "127.0.0.1", "-p", str(port), "-U", "airflow"]
+
+        def is_ready() -> bool:
+            # It listens before it lets anybody in.
+            asked = subprocess.run(
+                [_postgres("pg_isready"), *address], check=False, stdout=subprocess.DEVNULL
+            )
+            return asked.returncode == 0
+
+        with _running(command, folder, user, is_ready):
             run([_postgres("createdb"), *address, "airflow"])
             yield f"airflow@127.0.0.1:{port}/airflow"
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
@@ -33,12 +34,20 @@ class Passed:
     """A request that the server has answered.
 
     :param at: epoch seconds when it was passed on
+    :param arrived_at: epoch seconds when it came
+    :param body: of the request
+    :param key: its idempotency key; empty without one
+    :param execution_id: the execution that a start was answered with
     """
 
     at: float
+    arrived_at: float
     method: str
     path: str
+    body: bytes
     status: int
+    key: str = ""
+    execution_id: str = ""
 
 
 class Held:
@@ -67,9 +76,9 @@ class Held:
     def matches(self, method: str, path: str) -> bool:
         return method == self.method and self.pattern.search(path) is not None
 
-    def stop(self, pid: int) -> bool:
+    def stop(self, find_sender: Callable[[], int]) -> bool:
         """Called by the proxy: whether the line is to be dropped."""
-        self.pid = pid
+        self.pid = find_sender()
         self._is_here.set()
         self._goes_on.wait(_HOLD_SECONDS)
         return self._is_dropped
@@ -148,13 +157,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self) -> None:
         proxy = self.server.proxy
+        arrived_at = time.time()
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = unquote(self.path)
         if self._is_dropped(path, "request"):
             return
         at = time.time()
         status, headers, content = self._ask(proxy.upstream, body)
-        proxy.note(Passed(at, self.command, path, status))
+        key = self.headers.get("Idempotency-Key") or ""
+        started = _started(content) if (self.command, status) == ("POST", 202) else ""
+        proxy.note(Passed(at, arrived_at, self.command, path, body, status, key, started))
         if self._is_dropped(path, "reply"):
             return
         self.send_response_only(status)
@@ -190,7 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_dropped(self, path: str, at: At) -> bool:
         held = self.server.proxy.claim(self.command, path, at)
-        if held is None or not held.stop(self._client_pid()):
+        if held is None or not held.stop(self._client_pid):
             return False
         self.close_connection = True
         with contextlib.suppress(OSError):
@@ -207,6 +219,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """What passes is kept by the proxy."""
+
+
+def _started(reply: bytes) -> str:
+    """The id in the reply to a start."""
+    found = json.loads(reply)
+    return str(found.get("batchExecutionId") or found["BatchExecutionId"])
 
 
 @contextlib.contextmanager

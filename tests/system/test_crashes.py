@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import psutil
 import pytest
 
-from tests.system.airflow_processes import AirflowProcesses, Run
+from tests.system.airflow_processes import Run
 from tests.system.conftest import Case
 
 pytestmark = [pytest.mark.system, pytest.mark.quick, pytest.mark.timeout(900)]
@@ -22,14 +20,7 @@ AT_ONCE = 4
 
 def kill(case: Case, pid: int) -> None:
     """SIGKILL for the process of a task."""
-    is_a_task(case.airflow, pid)
-    os.kill(pid, signal.SIGKILL)
-
-
-def is_a_task(airflow: AirflowProcesses, pid: int) -> None:
-    """Nobody else's process is killed: it descends from our scheduler, two steps down."""
-    parents = [parent.pid for parent in psutil.Process(pid).parents()]
-    assert airflow.pid("scheduler") in parents[1:]
+    case.airflow.send(pid, signal.SIGKILL)
 
 
 def completes_with_one_execution(case: Case, run: Run, attempts: int = 2) -> None:
@@ -86,8 +77,7 @@ def right_after_the_reply(case: Case, mode: str) -> None:
     before, after = case.hold("POST", START, "reply"), case.hold("POST", START, "after")
     run = case.trigger(f"score_{mode}")
     pid = before.wait(300)
-    is_a_task(case.airflow, pid)
-    os.kill(pid, signal.SIGSTOP)
+    case.airflow.send(pid, signal.SIGSTOP)
     before.forward()
     after.wait(60)
     after.forward()
@@ -110,11 +100,8 @@ def while_polling_with_its_supervisor(case: Case, mode: str) -> None:
     case.wait_until_polled()
     held = case.hold("GET", STATE, "request")
     pid = held.wait(300)
-    is_a_task(case.airflow, pid)
-    supervisor = psutil.Process(pid).ppid()
-    assert supervisor != case.airflow.pid("scheduler")
-    os.kill(supervisor, signal.SIGKILL)
-    os.kill(pid, signal.SIGKILL)
+    case.airflow.send(case.airflow.worker_of(pid), signal.SIGKILL)
+    kill(case, pid)
     held.drop()
     completes_with_one_execution(case, run)
 
