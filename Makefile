@@ -16,14 +16,15 @@ FLOOR_TESTS := tests/test_packaging.py $(filter-out %/test_task_group.py %/test_
 PYTHONS := 3.10 3.12 3.13
 ROOMS := $(addprefix tests/,wire protocol transport faults datasets server provider)
 
-# What `make fuzz` is asked for; a seed of none is the clock's.
+# What `make fuzz` and `make soak` are asked for; a seed of none is the clock's.
 SECONDS ?= 60
 SEED ?=
+RUNS ?= 200
 
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-system test-system-quick test-floor test-pythons fuzz check format bench constraints venv clean
+.PHONY: help demo ui test test-system test-system-quick soak test-floor test-pythons fuzz check format bench constraints venv clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +43,9 @@ test-system: $(VENV)/.system ## run the tests with real schedulers, triggerers a
 
 test-system-quick: $(VENV)/.dev ## run the part of them that is quick enough for each change
 	@$(BIN)/python -m pytest -m "system and quick" $(ARGS)
+
+soak: $(VENV)/.system ## score many tables while everything is killed at random: SEED=… RUNS=…
+	@$(BIN)/python -m tests.soak $(if $(SEED),--seed $(SEED)) --runs $(RUNS) $(ARGS)
 
 test-floor: $(FLOOR)/.ready ## run the tests with the oldest Airflow that is supported
 	@$(FLOOR)/bin/python -m pytest $(PARALLEL) $(FLOOR_TESTS) $(ARGS)

@@ -1,0 +1,116 @@
+"""What the soak test knows of its Dag runs: what it asked for, and what it did to them."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.system.airflow_processes import Run
+
+__all__ = ["MODES", "SHARD_SIZE", "Action", "SoakRun", "write_table"]
+
+MODES = (
+    "worker",
+    "deferrable",
+    "sensor_poke",
+    "sensor_reschedule",
+    "sensor_deferrable",
+    "no_wait",
+    "group_worker",
+    "group_deferrable",
+)
+# As the Dag has it: records of one batch of a task group.
+SHARD_SIZE = 6
+
+
+@dataclass(frozen=True)
+class Action:
+    """Something that a user did to a task.
+
+    :param at: epoch seconds before it was asked for
+    :param what: ``clear``, ``failed`` or ``success``
+    :param task_id: of the task
+    :param map_index: -1 for a task that is not mapped
+    :param found: the task's state before
+    :param is_done: whether Airflow has taken it in; it may have done so without saying it
+    """
+
+    at: float
+    what: str
+    task_id: str
+    map_index: int
+    found: str
+    is_done: bool = False
+
+    @property
+    def is_on_score(self) -> bool:
+        """Whether it concerns a task that owns a batch."""
+        return self.task_id.endswith("score")
+
+
+@dataclass
+class SoakRun:
+    """A Dag run of the soak test.
+
+    :param number: its records carry it
+    :param mode: how its Dag waits
+    :param count: of its records
+    """
+
+    number: int
+    mode: str
+    count: int
+    folder: Path
+    run: Run
+    started_at: float
+    actions: list[Action] = field(default_factory=list)
+    state: str = ""
+    ended_at: float = 0.0
+
+    @property
+    def is_group(self) -> bool:
+        """Whether a task group scores it, in shards."""
+        return self.mode.startswith("group")
+
+    @property
+    def score_task(self) -> str:
+        """The id of the task that starts its batches."""
+        return "scored.shards.score" if self.is_group else "score"
+
+    @property
+    def output(self) -> Path:
+        """The scored table, or the folder of its parts."""
+        return self.folder / ("scored" if self.is_group else "scored.csv")
+
+    @property
+    def logs(self) -> Path:
+        """Where Airflow keeps the logs of its tasks."""
+        home = self.run.airflow.home / "logs"
+        return home / f"dag_id={self.run.dag_id}" / f"run_id={self.run.run_id}"
+
+    def shard_of(self, record: int) -> int:
+        """The map index of the task that scores a record."""
+        return record // SHARD_SIZE if self.is_group else -1
+
+    def actions_on_score(self, shard: int, *what: str) -> list[Action]:
+        """What a user did to the task that owns a shard's batch."""
+        return [
+            action
+            for action in self.actions
+            if action.is_on_score and action.map_index == shard and action.what in what
+        ]
+
+    def __str__(self) -> str:
+        """How a report names it."""
+        return f"run {self.number} ({self.run}, {self.count} records)"
+
+
+def write_table(folder: Path, number: int, count: int, seconds: float) -> Path:
+    """The table that a run scores."""
+    path = folder / "table.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", "record", "seconds"])
+        writer.writerows([number, record, seconds] for record in range(count))
+    return path

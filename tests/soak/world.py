@@ -1,0 +1,205 @@
+"""Everything that the soak test starts: PostgreSQL, the scoring server, the line, Airflow.
+
+Law: only processes that were started here are touched, by their ids, and all of them end with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.server_process import RunningServer, running_server
+from tests.soak.line import SoakLine
+from tests.system.airflow_processes import AirflowProcesses, running_airflow
+from tests.system.debian import running_postgres
+
+__all__ = ["TRIGGERERS", "Task", "World", "running_world"]
+
+HERE = Path(__file__).parent
+TRIGGERERS = ("triggerer-1", "triggerer-2")
+_COMMANDS = {
+    "scheduler": ("scheduler", "--skip-serve-logs"),
+    **dict.fromkeys(TRIGGERERS, ("triggerer", "--skip-serve-logs")),
+}
+_SCORING_WORKERS = "16"
+# Deaths are noticed soon, so that a soak test of less than an hour sees what follows from them.
+_SETTINGS = {
+    "CORE__PARALLELISM": "10",
+    "CORE__MAX_ACTIVE_TASKS_PER_DAG": "64",
+    "CORE__MAX_ACTIVE_RUNS_PER_DAG": "64",
+    "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
+    "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "12",
+    "SCHEDULER__TASK_QUEUED_TIMEOUT": "60",
+    "SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "10",
+    "SCHEDULER__NUM_STUCK_IN_QUEUED_RETRIES": "20",
+    "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
+    "DAG_PROCESSOR__REFRESH_INTERVAL": "600",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """The processes of a task that runs.
+
+    :param pid: runs the task; 0 where it has ended already
+    :param worker: speaks to Airflow for it; 0 where it has died already
+    """
+
+    pid: int
+    worker: int
+
+    @property
+    def both(self) -> list[int]:
+        """Those that are there, the worker first: it must not see the other one end."""
+        return [pid for pid in (self.worker, self.pid) if pid]
+
+
+class World:
+    """What runs, and how it is started again after a fault."""
+
+    def __init__(
+        self, airflow: AirflowProcesses, server: RunningServer, line: SoakLine, calls: Path
+    ) -> None:
+        self.airflow, self.server, self.line, self.calls = airflow, server, line, calls
+        self.server_deaths: list[float] = []
+        # Of each execution that its database has ever shown: the first record.
+        self.seen: dict[str, dict[str, Any]] = {}
+        self._schedulers = {airflow.pid("scheduler")}
+        self._is_server_up = True
+
+    def is_up(self, name: str) -> bool:
+        """Whether a process of Airflow, or ``server``, runs."""
+        if name == "server":
+            return self._is_server_up
+        return self.airflow.is_started(name)
+
+    def start(self, name: str) -> None:
+        """Start what is down."""
+        if self.is_up(name):
+            return
+        if name == "server":
+            self.remember_executions()
+            self.server.start()
+            self._is_server_up = True
+            return
+        pid = self.airflow.start(name, *_COMMANDS[name])
+        if name == "scheduler":
+            self._schedulers.add(pid)
+
+    def end_server(self, is_kill: bool) -> None:
+        """Take the scoring server down."""
+        self._is_server_up = False
+        if is_kill:
+            self.server.kill()
+        else:
+            self.server.stop()
+        self.server_deaths.append(time.time())
+
+    def restart_what_ended(self) -> None:
+        """Start what has ended by itself again, as an init system does."""
+        for name in _COMMANDS:
+            if self.is_up(name) and self.airflow.has_ended(name):
+                self.airflow.kill_alone(name)
+                self.start(name)
+
+    def tasks(self) -> list[Task]:
+        """The tasks that run now, in the order of their process ids."""
+        workers: dict[int, int] = {}
+        found: list[Task] = []
+        for process, is_worker in self._below_schedulers():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                parent = process.ppid()
+                if is_worker:
+                    workers[process.pid] = parent
+                else:
+                    found.append(Task(process.pid, parent))
+        return sorted(
+            (Task(task.pid, task.worker if task.worker in workers else 0) for task in found),
+            key=lambda task: task.pid,
+        )
+
+    def end_idle_survivors(self) -> None:
+        """End the workers of a dead scheduler that have nothing to do: they would wait for ever."""
+        running = self.airflow.pid("scheduler") if self.is_up("scheduler") else 0
+        for process, is_worker in self._below_schedulers():
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                is_idle = is_worker and "<idle>" in " ".join(process.cmdline())
+                if is_idle and os.getsid(process.pid) != running:
+                    self.airflow.send(process.pid, signal.SIGKILL)
+
+    def remember_executions(self) -> None:
+        """Look into the database of the scoring server."""
+        for execution_id, _, record in self.executions():
+            self.seen.setdefault(execution_id, record)
+
+    def executions(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """Id, state and first record of each execution that the scoring server has now."""
+        import json
+
+        path = self.server.data_dir / "mlbatch.sqlite"
+        with contextlib.closing(
+            sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)
+        ) as db:
+            rows = db.execute(
+                "SELECT id, state, input FROM executions JOIN records"
+                " ON records.execution = executions.number AND position = 0"
+            ).fetchall()
+        return [(execution_id, state, json.loads(record)) for execution_id, state, record in rows]
+
+    def _below_schedulers(self) -> Iterator[tuple[psutil.Process, bool]]:
+        """Processes that a scheduler, alive or dead, has left; and whether each is a worker."""
+        for pid in psutil.pids():
+            try:
+                if pid in self._schedulers or os.getsid(pid) not in self._schedulers:
+                    continue
+                process = psutil.Process(pid)
+                title = " ".join(process.cmdline())
+                if process.status() != psutil.STATUS_ZOMBIE and "airflow worker" in title:
+                    yield process, "LocalExecutor" in title
+            except (ProcessLookupError, psutil.NoSuchProcess):
+                continue
+
+
+@contextlib.contextmanager
+def running_world(
+    folder: Path, line_random: random.Random, on_fault: Callable[[str], None], has_keys: bool
+) -> Iterator[World]:
+    """Start everything; ends everything, whatever happens."""
+    calls = folder / "calls.log"
+    calls.touch()
+    arguments = ["--services", str(HERE / "services.py"), "--workers", _SCORING_WORKERS]
+    if not has_keys:
+        arguments.append("--without-idempotency-keys")
+    with contextlib.ExitStack() as stack:
+        database = stack.enter_context(running_postgres(folder / "postgres"))
+        server = stack.enter_context(
+            running_server(
+                *arguments,
+                data_dir=folder / "scoring-server",
+                env={"MLBATCH_SOAK_CALLS": str(calls)},
+            )
+        )
+        line = SoakLine(server.url, line_random, on_fault)
+        stack.callback(line.close)
+        airflow = stack.enter_context(
+            running_airflow(
+                folder / "airflow",
+                f"http://127.0.0.1:{line.port}",
+                server.password,
+                TRIGGERERS,
+                dags=HERE / "dags",
+                database=f"postgresql+psycopg2://{database}",
+                env={f"AIRFLOW__{name}": value for name, value in _SETTINGS.items()},
+            )
+        )
+        yield World(airflow, server, line, calls)
