@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from airflow_mlbatch.datasets.locations import StoragePath
+from airflow_mlbatch.datasets.quoting import Quoting, check_quoting
 from airflow_mlbatch.errors import DatasetError
 
 __all__ = ["FORMATS", "FormatName", "TableFormat", "named_format", "table_format"]
@@ -26,10 +27,14 @@ _SUFFIXES: dict[str, FormatName] = {
 
 @dataclass(frozen=True)
 class TableFormat:
-    """A format and whether the whole file is packed with gzip (text formats only)."""
+    """A format and whether the whole file is packed with gzip (text formats only).
+
+    :param quoting: how quotes in CSV and TSV are read
+    """
 
     name: FormatName
     is_gzip: bool = False
+    quoting: Quoting = "double"
 
     @property
     def suffix(self) -> str:
@@ -42,12 +47,15 @@ class TableFormat:
         return "\t" if self.name == "tsv" else ","
 
 
-def table_format(path: StoragePath, named: str | None = None) -> TableFormat:
+def table_format(
+    path: StoragePath, named: str | None = None, quoting: Quoting = "double"
+) -> TableFormat:
     """The format of a file.
 
     :param path: anything with a ``name``; ``.gz`` at its end means gzip, whatever the format
     :param named: one of ``csv``, ``tsv``, ``parquet``, ``jsonl`` (or another known suffix, with or
         without ``.gz``); ``None`` goes by the name of the file
+    :param quoting: ``double`` for quotes around cells, ``none`` where they are ordinary text
     :raises DatasetError: lists what is known
     """
     words = str(path.name).casefold().split(".")[1:]
@@ -68,7 +76,7 @@ def table_format(path: StoragePath, named: str | None = None) -> TableFormat:
         raise DatasetError(
             f"{path}: found a Parquet file inside gzip, expected plain Parquet (it packs itself)"
         )
-    return TableFormat(name, is_gzip)
+    return TableFormat(name, is_gzip, check_quoting(quoting))
 
 
 def named_format(named: str) -> TableFormat:

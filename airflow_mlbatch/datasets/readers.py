@@ -16,6 +16,7 @@ from airflow_mlbatch.datasets.columns import chosen_names, listed, refuse_duplic
 from airflow_mlbatch.datasets.formats import TableFormat, table_format
 from airflow_mlbatch.datasets.kinds.parquet import ParquetTable
 from airflow_mlbatch.datasets.locations import StoragePath, open_input
+from airflow_mlbatch.datasets.quoting import Quoting
 from airflow_mlbatch.errors import DatasetError, RecordError
 from airflow_mlbatch.protocol.services import Parameter
 from airflow_mlbatch.protocol.values import Misfit, TypeName
@@ -28,7 +29,6 @@ __all__ = [
     "TableRows",
     "count_rows",
     "open_rows",
-    "read_batches",
     "read_inputs",
     "row_range_of",
 ]
@@ -91,12 +91,13 @@ class TableRows:
         return self.batches
 
 
-def count_rows(path: StoragePath, format: str | None = None) -> int:
+def count_rows(path: StoragePath, format: str | None = None, quoting: Quoting = "double") -> int:
     """The number of rows of a table. Parquet says it in its footer; a text table is read through.
 
+    :param quoting: ``none`` for CSV and TSV in which quotes are ordinary text
     :raises DatasetError: there is no such file, or it is not of this format
     """
-    kind = table_format(path, format)
+    kind = table_format(path, format, quoting)
     where = str(path.name)
     with open_input(path) as raw:
         if kind.name == "parquet":
@@ -118,6 +119,7 @@ def read_inputs(
     row_range: Any = None,
     format: str | None = None,
     indexes: Sequence[int] | None = None,
+    quoting: Quoting = "double",
 ) -> tuple[dict[str, list[Any]], int]:
     """The inputs of a service from a table, ready for ``encode_columns``.
 
@@ -126,6 +128,7 @@ def read_inputs(
     :param row_range: ``(start, stop)``, half-open, zero-based
     :param format: where the suffix does not tell it
     :param indexes: take only these rows (absolute, ascending, within the range)
+    :param quoting: ``none`` for CSV and TSV in which quotes are ordinary text
     :return: one list of JSON values for each input, and the number of rows
     :raises RecordError: a value or a missing column; names the absolute row, the input, the column
         where it is called otherwise, what was found and the type wanted
@@ -133,7 +136,7 @@ def read_inputs(
     """
     chosen = _column_for_input(inputs, columns)
     wanted = row_range_of(row_range)
-    kind = table_format(path, format)
+    kind = table_format(path, format, quoting)
     where = str(path.name)
     cast_block = _InputCaster(inputs, chosen, where, indexes)
     with open_input(path) as raw:
@@ -161,28 +164,20 @@ def open_rows(
     columns: Sequence[str] | None = None,
     row_range: Any = None,
     format: str | None = None,
+    quoting: Quoting = "double",
 ) -> TableRows:
     """Original columns of a table, in batches.
 
     :param columns: names of columns, ``None`` for all of them
+    :param quoting: ``none`` for CSV and TSV in which quotes are ordinary text
     :raises DatasetError: a column is not there, or the table cannot be read
     """
     wanted = row_range_of(row_range)
-    kind = table_format(path, format)
+    kind = table_format(path, format, quoting)
     where = str(path.name)
     batches = _open_and_close(path, kind, where, columns, wanted)
     schema = cast("pa.Schema", next(batches))
     return TableRows(schema, batches)
-
-
-def read_batches(
-    path: StoragePath,
-    columns: Sequence[str] | None = None,
-    row_range: Any = None,
-    format: str | None = None,
-) -> Iterator[pa.RecordBatch]:
-    """The batches of :func:`open_rows`."""
-    return iter(open_rows(path, columns, row_range, format))
 
 
 # --- opening -------------------------------------------------------------------------------------
@@ -373,7 +368,8 @@ class _Unpacked:
 
 
 def _header(raw: BinaryIO, kind: TableFormat, where: str) -> tuple[list[str], bool]:
-    return textcells.read_header(_unpacked(raw, kind, where), kind.delimiter, where)
+    file = _unpacked(raw, kind, where)
+    return textcells.read_header(file, kind.delimiter, where, kind.quoting)
 
 
 def _text_batches(
@@ -392,6 +388,7 @@ def _text_batches(
         delimiter=kind.delimiter,
         where=where,
         start=start,
+        quoting=kind.quoting,
     )
 
 

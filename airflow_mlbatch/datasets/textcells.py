@@ -4,20 +4,24 @@ Law: an unquoted empty cell is null and ``""`` is the empty text, so that the tw
 column gets another type than text, so that ``007`` stays ``007``.
 
 The dialect is RFC 4180: quotes are doubled inside quotes, a quoted cell may hold line ends, the
-first line names the columns. UTF-8, with or without byte order mark. Blank lines are skipped, except
-in a table of one column, where a blank line is a row whose only cell is empty.
+first line names the columns. Quotes in other places are refused
+(:mod:`airflow_mlbatch.datasets.quoting`); with ``quoting="none"`` they are ordinary text, and each
+line is a row. UTF-8, with or without byte order mark. Blank lines are skipped, except in a table of
+one column, where a blank line is a row whose only cell is empty.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 from airflow_mlbatch.datasets.columns import refuse_duplicates
+from airflow_mlbatch.datasets.quoting import QuoteCheck, Quoting, WrongQuote, explain
 from airflow_mlbatch.datasets.soundness import check_batch
 from airflow_mlbatch.errors import DatasetError
 from airflow_mlbatch.protocol.documents import BYTE_ORDER_MARK
@@ -35,28 +39,51 @@ _LARGEST_BLOCK = 512 * _MIB
 _HEAD = 8192
 
 
-def read_header(file: BinaryIO, delimiter: str, where: str) -> tuple[list[str], bool]:
+def read_header(
+    file: BinaryIO, delimiter: str, where: str, quoting: Quoting = "double"
+) -> tuple[list[str], bool]:
     """Names of the columns, and whether anything follows them.
 
-    :raises DatasetError: the file is empty, is not UTF-8, or has two columns of one name
+    :param file: seekable, at its beginning
+    :raises DatasetError: the file is empty, is not UTF-8, has a quote in the wrong place, or has two
+        columns of one name
     """
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     try:
-        lines = csv.reader(text, delimiter=delimiter, strict=True)
+        checked = _checked(text, QuoteCheck(delimiter)) if quoting == "double" else text
+        lines = csv.reader(
+            checked,
+            delimiter=delimiter,
+            strict=True,
+            quoting=csv.QUOTE_MINIMAL if quoting == "double" else csv.QUOTE_NONE,
+        )
         header = next((line for line in lines if line), None)
         has_rows = text.read(1) != ""
     except UnicodeDecodeError as error:
         raise DatasetError(
             f"{where}, header: found {error.object[:40]!r}, expected UTF-8"
         ) from None
+    except WrongQuote:
+        text.detach()
+        file.seek(0)
+        raise explain(file, delimiter, where, has_one_column=False) from None
     except csv.Error as error:
         raise DatasetError(f"{where}, header: found no line of column names ({error})") from None
     finally:
-        text.detach()
+        with contextlib.suppress(ValueError):
+            text.detach()
     if header is None:
         raise DatasetError(f"{where}: found an empty file, expected a line of column names")
     refuse_duplicates(header, f"{where}, header")
     return header, has_rows
+
+
+def _checked(lines: Iterable[str], check: QuoteCheck) -> Iterator[str]:
+    """Lines of the header, each after its quotes were checked."""
+    for line in lines:
+        check.take(line.encode())
+        yield line
+    check.finish()
 
 
 def read_text_cells(
@@ -67,14 +94,16 @@ def read_text_cells(
     delimiter: str,
     where: str,
     start: int = 0,
+    quoting: Quoting = "double",
 ) -> Iterator[pa.RecordBatch]:
     """Batches of text columns from row ``start`` on, in table order.
 
     :param file: seekable, at its beginning
     :param header: from :func:`read_header`, not empty
     :param columns: those to read, at least one
-    :raises DatasetError: a row with too few or too many cells, or bytes that are not UTF-8, with
-        the row's index
+    :param quoting: ``none`` for a table in which quotes are ordinary text
+    :raises DatasetError: a row with too few or too many cells, a quote in the wrong place, or bytes
+        that are not UTF-8, with the row's index
     """
     import pyarrow as pa
 
@@ -82,7 +111,7 @@ def read_text_cells(
     # In a table of one column Arrow would take the first of them for the header.
     blank = _blank_lines_before_header(file) if len(header) == 1 else 0
     while True:
-        reader, seen = _Rows(file, header, columns, delimiter, block, blank), 0
+        reader, seen = _Rows(file, header, columns, delimiter, block, blank, quoting), 0
         try:
             for batch in reader:
                 first, seen = seen, seen + batch.num_rows
@@ -93,13 +122,15 @@ def read_text_cells(
                 check_batch(batch, where, row)
                 yield batch
                 row = seen
+        except WrongQuote:
+            file.seek(0)
+            raise explain(file, delimiter, where, has_one_column=len(header) == 1) from None
         except pa.ArrowInvalid as error:
             if not _TOO_LARGE.search(str(error)) or block >= _LARGEST_BLOCK:
                 raise DatasetError(f"{where}, {_explained(row, error)}") from None
             block *= 8
             file.seek(0)
         else:
-            reader.check_quotes(where)
             return
 
 
@@ -125,9 +156,11 @@ class _Rows:
         delimiter: str,
         block: int,
         blank: int,
+        quoting: Quoting,
     ) -> None:
-        self._blank = blank
-        self._file, self._columns = _Unclosed(file), list(columns)
+        self._blank, self._quoting = blank, quoting
+        check = QuoteCheck(delimiter) if quoting == "double" else None
+        self._file, self._columns = _Unclosed(file, check), list(columns)
         self._header = list(header)
         self._delimiter, self._block = delimiter, block
 
@@ -145,7 +178,8 @@ class _Rows:
                 ),
                 parse_options=arrow_csv.ParseOptions(
                     delimiter=self._delimiter,
-                    newlines_in_values=True,
+                    quote_char='"' if self._quoting == "double" else False,
+                    newlines_in_values=self._quoting == "double",
                     ignore_empty_lines=len(self._header) > 1,
                 ),
                 convert_options=arrow_csv.ConvertOptions(
@@ -166,13 +200,6 @@ class _Rows:
             if reader is not None:
                 reader.close()
             self._file.take_back()
-
-    def check_quotes(self, where: str) -> None:
-        """Arrow takes the end of the file for the end of a cell whose quote was never closed."""
-        if self._file.quotes % 2 and self._file.ends_inside_quotes(self._delimiter):
-            raise DatasetError(
-                f"{where}: found the end of the file inside a quoted cell, expected a closing quote"
-            )
 
 
 # What Arrow says of a row, or of a header, that does not fit into a block.
@@ -197,10 +224,13 @@ class _Unclosed(io.RawIOBase):
 
     Arrow reads ahead on a thread of its own, also with ``use_threads=False``, and closing its reader
     does not wait for that thread: taken back, the file is no longer read behind our back.
+
+    Quotes are checked here, before Arrow sees them: Arrow takes the end of the file for the end of a
+    cell that was never closed.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self.quotes = file, 0
+    def __init__(self, file: BinaryIO, check: QuoteCheck | None) -> None:
+        self._file, self._check = file, check
         self._last = b"\n"
         self._lock, self._is_lent = threading.Lock(), True
 
@@ -214,25 +244,17 @@ class _Unclosed(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         with self._lock:
-            data = self._file.read(size) if self._is_lent else b""
-            if not data and self._is_lent and self._last not in b"\r\n":
-                # Arrow takes an empty cell at the very end of the file for a quoted one.
-                data = b"\n"
-            self._last = data[-1:] or self._last
-        self.quotes += data.count(b'"')
-        return data
+            return self._read(size) if self._is_lent else b""
 
-    def ends_inside_quotes(self, delimiter: str) -> bool:
-        """Read the file again with a stricter reader: a quote inside a bare cell is no error."""
-        self._file.seek(0)
-        text = io.TextIOWrapper(self._file, encoding="utf-8", errors="replace", newline="")
-        limit = csv.field_size_limit(_LARGEST_BLOCK)
-        try:
-            for _ in csv.reader(text, delimiter=delimiter, strict=True):
-                pass
-        except csv.Error as error:
-            return "unexpected end of data" in str(error)
-        finally:
-            csv.field_size_limit(limit)
-            text.detach()
-        return False
+    def _read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        if self._check is not None and data:
+            self._check.take(data)
+        elif self._check is not None:
+            self._check.finish()
+            self._check = None
+        if not data and self._last not in b"\r\n":
+            # Arrow takes an empty cell at the very end of the file for a quoted one.
+            data = b"\n"
+        self._last = data[-1:] or self._last
+        return data

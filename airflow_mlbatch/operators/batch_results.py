@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from airflow_mlbatch.datasets.failures import Failure, FailureLog, FailurePolicy, RejectsWriter
     from airflow_mlbatch.datasets.manifest import Counts
+    from airflow_mlbatch.datasets.quoting import Quoting
     from airflow_mlbatch.datasets.readers import TableRows
     from airflow_mlbatch.datasets.scored import DataFrames
     from airflow_mlbatch.datasets.writers import WrittenTable
@@ -107,6 +108,8 @@ class BatchResultsOperator(BatchTask, BaseOperator):
     :param input_path: the table that was scored; needed for its columns, and for ``rescore_failed``
     :param input_conn_id: the connection of that storage
     :param input_format: its format, where the name does not tell
+    :param input_quoting: ``double`` for CSV and TSV with quotes around cells, ``none`` where a quote
+        is a character like any other
     :param columns: the table's column for an input, as for the scoring
     :param row_range: ``(start, stop)`` of the table that was scored, as for the scoring
     :param keep_columns: ``"all"`` columns of the input, a list of them, or ``None``
@@ -134,6 +137,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         "input_path",
         "input_conn_id",
         "input_format",
+        "input_quoting",
         "columns",
         "row_range",
         "keep_columns",
@@ -164,6 +168,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         input_path: str | None = None,
         input_conn_id: str | None = None,
         input_format: str | None = None,
+        input_quoting: Quoting = "double",
         columns: Mapping[str, str] | None = None,
         row_range: Sequence[int] | None = None,
         keep_columns: Any = "all",
@@ -189,6 +194,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         self.input_path = input_path
         self.input_conn_id = input_conn_id
         self.input_format = input_format
+        self.input_quoting: Any = input_quoting
         self.columns = columns
         self.row_range = row_range
         self.keep_columns = keep_columns
@@ -323,7 +329,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
 
         assert self.input_path is not None
         path = location(self.input_path, self.input_conn_id)
-        rows = open_rows(path, None, self._rows, self.input_format)
+        rows = open_rows(path, None, self._rows, self.input_format, self.input_quoting)
         with contextlib.closing(rows.batches):  # type: ignore[type-var]
             return any(batch.num_rows for batch in rows)
 
@@ -389,6 +395,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
             columns=self._columns,
             row_range=self._rows,
             format=self.input_format,
+            quoting=self.input_quoting,
             indexes=[first_row + index for index in indexes],
         )
         named = (self.service_name, self.service_version)
@@ -457,6 +464,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
                 columns=self._columns,
                 row_range=self._rows,
                 format=self.input_format,
+                quoting=self.input_quoting,
                 indexes=[first_row + row["index"] for row in shown],
             )
             named = self._columns or {}
@@ -607,7 +615,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
             yield None, []
             return
         path = location(self.input_path, self.input_conn_id)
-        rows = open_rows(path, None, self._rows, self.input_format)
+        rows = open_rows(path, None, self._rows, self.input_format, self.input_quoting)
         with contextlib.closing(rows.batches):  # type: ignore[type-var]
             kept = chosen_columns(
                 self._present(path, rows.schema.names),
@@ -622,7 +630,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
                 yield rows, kept
                 return
         # Only what is kept or shown in an error has to be read.
-        rows = open_rows(path, wanted, self._rows, self.input_format)
+        rows = open_rows(path, wanted, self._rows, self.input_format, self.input_quoting)
         with contextlib.closing(rows.batches):  # type: ignore[type-var]
             yield rows, kept
 
@@ -634,7 +642,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         if self._rows is None or asked <= set(names):
             return names
         # A key that no row of the range has is no less a column of JSON Lines.
-        rows = open_rows(path, None, None, self.input_format)
+        rows = open_rows(path, None, None, self.input_format, self.input_quoting)
         with contextlib.closing(rows.batches):  # type: ignore[type-var]
             more = [name for name in rows.schema.names if name in asked and name not in names]
         return [*names, *more]

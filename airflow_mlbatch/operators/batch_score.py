@@ -46,6 +46,7 @@ from airflow_mlbatch.triggers.deferral import is_out_of_time, time_left
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_mlbatch.datasets.quoting import Quoting
     from airflow_mlbatch.protocol.results import BatchStatus
 
 __all__ = ["BatchScoreOperator"]
@@ -71,6 +72,8 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         ``ObjectStoragePath`` reaches
     :param input_conn_id: the connection of that storage
     :param input_format: ``csv``, ``tsv``, ``parquet`` or ``jsonl`` where the name does not tell
+    :param input_quoting: ``double`` for CSV and TSV with quotes around cells, ``none`` where a quote
+        is a character like any other
     :param columns: the table's column for an input, where their names differ
     :param row_range: ``(start, stop)``, zero-based, ``stop`` not included: only these rows
     :param on_empty: what to do about a table without rows: ``skip`` the task (default), ``fail``, or
@@ -97,6 +100,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         "input_path",
         "input_conn_id",
         "input_format",
+        "input_quoting",
         "columns",
         "row_range",
         "parallel_count",
@@ -115,6 +119,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         input_path: str | None = None,
         input_conn_id: str | None = None,
         input_format: str | None = None,
+        input_quoting: Quoting = "double",
         columns: Mapping[str, str] | None = None,
         row_range: Sequence[int] | None = None,
         on_empty: OnEmpty = "skip",
@@ -136,6 +141,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         self.input_path = input_path
         self.input_conn_id = input_conn_id
         self.input_format = input_format
+        self.input_quoting: Any = input_quoting
         self.columns = columns
         self.row_range = row_range
         self.on_empty = on_empty
@@ -263,6 +269,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             columns=as_columns(self.columns),
             row_range=as_row_range(self.row_range),
             format=self.input_format,
+            quoting=self.input_quoting,
         )
         return encode_columns(inputs, columns), count
 

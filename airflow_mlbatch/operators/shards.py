@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_mlbatch.datasets.failures import FailurePolicy
+    from airflow_mlbatch.datasets.quoting import Quoting
     from airflow_mlbatch.protocol.services import Service
 
 __all__ = ["DatasetCommitOperator", "ShardPlanOperator", "ShardResultsOperator"]
@@ -48,6 +49,8 @@ class ShardPlanOperator(BaseOperator):
     :param input_path: the table
     :param input_conn_id: the connection of its storage
     :param input_format: its format, where the name does not tell
+    :param input_quoting: ``double`` for CSV and TSV with quotes around cells, ``none`` where a quote
+        is a character like any other
     :param columns: the table's column for an input, where their names differ
     :param output_path: the folder of the dataset; what an earlier run published there stops being
         called complete
@@ -69,6 +72,7 @@ class ShardPlanOperator(BaseOperator):
         "input_path",
         "input_conn_id",
         "input_format",
+        "input_quoting",
         "columns",
         "output_path",
         "output_conn_id",
@@ -91,6 +95,7 @@ class ShardPlanOperator(BaseOperator):
         output_path: str,
         input_conn_id: str | None = None,
         input_format: str | None = None,
+        input_quoting: Quoting = "double",
         columns: Mapping[str, str] | None = None,
         output_conn_id: str | None = None,
         rejects_path: str | None = None,
@@ -110,6 +115,7 @@ class ShardPlanOperator(BaseOperator):
         self.input_path = input_path
         self.input_conn_id = input_conn_id
         self.input_format = input_format
+        self.input_quoting: Any = input_quoting
         self.columns = columns
         self.output_path = output_path
         self.output_conn_id = output_conn_id
@@ -134,7 +140,7 @@ class ShardPlanOperator(BaseOperator):
             size = as_whole_number("records_per_batch", self.records_per_batch, least=1)
             self._check()
             path = location(self.input_path, self.input_conn_id)
-            row_count = count_rows(path, self.input_format)
+            row_count = count_rows(path, self.input_format, self.input_quoting)
             if row_count == 0:
                 self.log.info("%s", judge_empty(self.on_empty, self.input_path))
             most = conf.getint("core", "max_map_length", fallback=_DEFAULT_MAP_LENGTH)
@@ -183,6 +189,7 @@ class ShardPlanOperator(BaseOperator):
             columns=as_columns(self.columns),
             row_range=(0, min(1, row_count)),
             format=self.input_format,
+            quoting=self.input_quoting,
         )
         self._check_writable(path, service)
 
@@ -195,7 +202,7 @@ class ShardPlanOperator(BaseOperator):
         from airflow_mlbatch.datasets.readers import open_rows
         from airflow_mlbatch.datasets.writers import check_writable
 
-        present = open_rows(path, format=self.input_format).schema
+        present = open_rows(path, None, None, self.input_format, self.input_quoting).schema
         kept = chosen(present.names, service.outputs, self.keep_columns, self.id_columns)
         kind = named_format(self.format or "parquet").name
         check_writable(pa.schema([present.field(name) for name in kept]), kind, "output_path")
@@ -275,6 +282,8 @@ class DatasetCommitOperator(BaseOperator):
     :param input_path: the table, whose columns are wanted where it has no rows
     :param input_conn_id: the connection of its storage
     :param input_format: its format, where the name does not tell
+    :param input_quoting: ``double`` for CSV and TSV with quotes around cells, ``none`` where a quote
+        is a character like any other
     :param keep_columns: columns of the input in the dataset
     :param id_columns: columns of the input that come first there
     """
@@ -291,6 +300,7 @@ class DatasetCommitOperator(BaseOperator):
         "input_path",
         "input_conn_id",
         "input_format",
+        "input_quoting",
         "keep_columns",
         "id_columns",
         "mlbatch_conn_id",
@@ -312,6 +322,7 @@ class DatasetCommitOperator(BaseOperator):
         input_path: str | None = None,
         input_conn_id: str | None = None,
         input_format: str | None = None,
+        input_quoting: Quoting = "double",
         keep_columns: Any = "all",
         id_columns: Sequence[str] | None = None,
         mlbatch_conn_id: str = MLBatchHook.default_conn_name,
@@ -331,6 +342,7 @@ class DatasetCommitOperator(BaseOperator):
         self.input_path = input_path
         self.input_conn_id = input_conn_id
         self.input_format = input_format
+        self.input_quoting: Any = input_quoting
         self.keep_columns = keep_columns
         self.id_columns = id_columns
         self.mlbatch_conn_id = mlbatch_conn_id
@@ -425,7 +437,9 @@ class DatasetCommitOperator(BaseOperator):
         rows, kept = None, []
         if self.input_path is not None:
             rows = open_rows(
-                location(self.input_path, self.input_conn_id), format=self.input_format
+                location(self.input_path, self.input_conn_id),
+                format=self.input_format,
+                quoting=self.input_quoting,
             )
             kept = chosen(rows.schema.names, outputs, self.keep_columns, self.id_columns)
         kind = named_format(self.format).name

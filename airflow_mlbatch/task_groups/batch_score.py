@@ -20,6 +20,7 @@ from airflow_mlbatch.operators.shards import (
 from airflow_mlbatch.protocol.flows import PARALLEL_COUNT
 
 if TYPE_CHECKING:
+    from airflow_mlbatch.datasets.quoting import Quoting
     from airflow_mlbatch.datasets.scored import DataFrames
 
 __all__ = ["BatchScoreTaskGroup"]
@@ -41,6 +42,8 @@ class BatchScoreTaskGroup(TaskGroup):
     :param input_path: the table
     :param input_conn_id: the connection of the table's storage
     :param input_format: of the table, where its name does not tell
+    :param input_quoting: ``double`` for CSV and TSV with quotes around cells, ``none`` where a quote
+        is a character like any other
     :param output_path: the folder of the scored dataset
     :param output_conn_id: the connection of its storage
     :param records_per_batch: most records of a shard; memory grows with it
@@ -77,6 +80,7 @@ class BatchScoreTaskGroup(TaskGroup):
         output_path: str,
         input_conn_id: str | None = None,
         input_format: str | None = None,
+        input_quoting: Quoting = "double",
         output_conn_id: str | None = None,
         format: str = "parquet",
         records_per_batch: int = 100_000,
@@ -119,6 +123,7 @@ class BatchScoreTaskGroup(TaskGroup):
             "input_path": input_path,
             "input_conn_id": input_conn_id,
             "input_format": input_format,
+            "input_quoting": input_quoting,
         }
         table = {**input_table, "columns": columns}
         target: dict[str, Any] = {"output_path": output_path, "output_conn_id": output_conn_id}

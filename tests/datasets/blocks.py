@@ -59,4 +59,4 @@ def score(
 
 def read(path: Any, **options: Any) -> list[dict[str, Any]]:
     """A table as a list of dicts."""
-    return [row for batch in readers.read_batches(path, **options) for row in batch.to_pylist()]
+    return [row for batch in readers.open_rows(path, **options) for row in batch.to_pylist()]

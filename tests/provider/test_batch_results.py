@@ -309,6 +309,24 @@ def test_a_range_of_json_lines_has_the_columns_of_the_table(
         operator.execute(context)
 
 
+def test_quotes_as_ordinary_text(context: dict[str, Any], scored: Scored, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text('size,x\n5",-4\n"7,9\n')
+    rows = results(
+        service_name="picky",
+        execution_id=scored("picky", {"x": [-4, 9]}),
+        input_path=str(tmp_path / "in.csv"),
+        input_quoting="{{ 'none' }}",
+        output_path=str(tmp_path / "out.parquet"),
+        rejects_path=str(tmp_path / "rejects.parquet"),
+        max_failed_records=1,
+        rescore_failed=1,
+    )
+    rows.render_template_fields({**context})
+    rows.execute(context)
+    assert [row["size"] for row in read(tmp_path / "out.parquet")] == ['5"', '"7']
+    assert [row["size"] for row in read(tmp_path / "rejects.parquet")] == ['5"']
+
+
 def test_paths_as_objects(
     context: dict[str, Any], scored: Scored, table: Path, tmp_path: Path
 ) -> None:

@@ -98,6 +98,22 @@ def test_columns_and_row_range(
     assert results_of(hook, execution_id) == [6.0, 8.0, 10.0]
 
 
+def test_quotes_as_ordinary_text(
+    hook: MLBatchHook, context: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('size,x\n5",1\n"7,2\n')
+    with pytest.raises(
+        AirflowFailException, match=r"row 0 \(line 2\): found a quote inside a cell"
+    ):
+        score(input_path=str(path)).execute(context)
+    execution_id = score(input_path=str(path), input_quoting="none").execute(context)
+    assert execution_id is not None
+    assert results_of(hook, execution_id) == [2.0, 4.0]
+    with pytest.raises(AirflowFailException, match="input_quoting: found 'all', expected one of"):
+        score(input_path=str(path), input_quoting="all").execute(context)
+
+
 def test_templates_are_rendered(hook: MLBatchHook, context: dict[str, Any]) -> None:
     operator = score(
         service_name="{{ name }}", records=[{"x": "{{ value }}"}], parallel_count="{{ count }}"

@@ -48,6 +48,7 @@ RUNS = [
     "large_many:input=shorter.parquet",
     "large_single",
     "large_jsonl",
+    "large_text",
     "large_stubborn",
     "large_allowed",
     "large_refused",
@@ -116,7 +117,7 @@ def ran(
 
 def make_tables(folder: Path) -> None:
     for case in (
-        *("many", "single", "jsonl", "stubborn", "allowed", "refused", "crowded"),
+        *("many", "single", "jsonl", "text", "stubborn", "allowed", "refused", "crowded"),
         *("empty_skip", "empty_fail", "empty_succeed", "mapped"),
     ):
         (folder / case).mkdir()
@@ -125,6 +126,9 @@ def make_tables(folder: Path) -> None:
         parquet.write_table(table, folder / "many" / f"{name}.parquet", row_group_size=64)
     for case, rows in (("single", 7), ("jsonl", 10)):
         write_csv(folder / case, {"x": list(range(rows))})
+    sizes = ['5"', '"7', "9", "11"]
+    lines = [f"{size},{number}\n" for number, size in enumerate(sizes)]
+    (folder / "text" / "in.csv").write_text("size,x\n" + "".join(lines))
     numbers = [-n if n in (6, 8) else n for n in range(15)]
     write_csv(folder / "stubborn", {"key": [f"key{n}" for n in range(15)], "x": numbers})
     for case, failing in (
@@ -219,6 +223,13 @@ def test_shards_of_json_lines(ran: Ran) -> None:
     assert [(row["y"], row["mlbatch_index"]) for row in lines] == [(2.0 * n, n) for n in range(10)]
     # A templated path is no asset that could be known beforehand.
     assert ran.runs["large_jsonl"]["events"] == []
+
+
+def test_shards_of_text_with_quotes_in_it(ran: Ran) -> None:
+    folder = ran.folder / "text" / "out"
+    assert manifest_of(folder)["rows"] == 4
+    tables = [parquet.read_table(folder / name) for name in parts(folder)]
+    assert pa.concat_tables(tables)["size"].to_pylist() == ['5"', '"7', "9", "11"]
 
 
 def test_a_shard_is_retried_alone(ran: Ran) -> None:
