@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_mlbatch.hooks.settings import Settings, read_settings
-from airflow_mlbatch.protocol.flows import Flows, Policy
+from airflow_mlbatch.hooks.timing import Timing
+from airflow_mlbatch.protocol.flows import Flows
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
@@ -53,13 +54,15 @@ class AsyncSession:
             await self._driver.close()
 
 
-_Key = tuple[asyncio.AbstractEventLoop, Settings]
+_Key = tuple[asyncio.AbstractEventLoop, Settings, Timing]
 _sessions: dict[_Key, AsyncSession] = {}
+_USUAL = Timing()
 
 
-async def acquire_session(conn_id: str) -> AsyncSession:
+async def acquire_session(conn_id: str, timing: Timing | None = None) -> AsyncSession:
     """Take a share in the session of a connection; the connection is looked up once.
 
+    :param timing: how patient the session is, its clock and its way to sleep
     :raises ConnectionConfigError: a field of the connection makes no sense
     """
     settings = read_settings(*await _looked_up(conn_id))
@@ -67,12 +70,15 @@ async def acquire_session(conn_id: str) -> AsyncSession:
     transport = await asyncio.to_thread(
         importlib.import_module, "airflow_mlbatch.transport.nonblocking"
     )
-    key = (asyncio.get_running_loop(), settings)
+    timing = timing or _USUAL
+    key = (asyncio.get_running_loop(), settings, timing)
     # No await between look-up and entry: two triggers that start together share what the first made.
     session = _sessions.get(key)
     if session is None:
-        flows = Flows(settings.login, settings.endpoint.url, Policy())
-        driver = transport.NonblockingDriver(settings.endpoint, conceal=_conceal)
+        flows = Flows(settings.login, settings.endpoint.url, timing.policy)
+        driver = transport.NonblockingDriver(
+            settings.endpoint, conceal=_conceal, clock=timing.clock, sleep=timing.sleep_on_loop
+        )
         session = _sessions[key] = AsyncSession(key, flows, driver)
     return session.share()
 

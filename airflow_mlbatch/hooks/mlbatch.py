@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_mlbatch.errors import MLBatchError
 from airflow_mlbatch.hooks.settings import DEFAULT_PORT, Settings, read_settings
+from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.protocol.flows import PARALLEL_COUNT, Flows, Policy
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class MLBatchHook(BaseHook):
     :param mlbatch_conn_id: an Airflow connection of type ``mlbatch``; see
         :mod:`airflow_mlbatch.hooks.settings` for its fields
     :param max_connections: how many threads that share this hook keep a line open
+    :param timing: how patient it is, its clock and its way to sleep
     """
 
     conn_name_attr = "mlbatch_conn_id"
@@ -70,10 +72,12 @@ class MLBatchHook(BaseHook):
         mlbatch_conn_id: str = default_conn_name,
         *,
         max_connections: int = 10,
+        timing: Timing | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.mlbatch_conn_id = mlbatch_conn_id
+        self.timing = timing or Timing()
         self._max_connections = max_connections
         self._settings: Settings | None = None
         self._flows: Flows | None = None
@@ -319,7 +323,7 @@ class MLBatchHook(BaseHook):
 
         :param poll_interval: seconds between polls
         :param deadline: epoch seconds
-        :param on_report: called after each poll
+        :param on_report: called after each poll and before each repeat of a request
         :raises BatchTimeoutError: the deadline passed
         """
         flow = self.flows.watch_batch(
@@ -379,7 +383,9 @@ class MLBatchHook(BaseHook):
         driver = self._make_driver(replace(settings, endpoint=endpoint))
         flows = self.flows.beside(_AT_ONCE)
         try:
-            driver.run(flows.cancel_batch(service_name, service_version, execution_id))
+            driver.run(
+                flows.cancel_batch(service_name, service_version, execution_id), self._log_report
+            )
         finally:
             driver.close()
 
@@ -481,12 +487,20 @@ class MLBatchHook(BaseHook):
         with _opening:
             if self._flows is None:
                 settings = self._read_settings()
-                self._flows = Flows(settings.login, settings.endpoint.url)
+                self._flows = Flows(settings.login, settings.endpoint.url, self.timing.policy)
             return self._flows
 
     def run(self, flow: Flow[T], on_report: Callable[[Report], None] | None = None) -> T:
-        """Carry out one of :attr:`flows`."""
-        return self.get_conn().run(flow, on_report)
+        """Carry out one of :attr:`flows`.
+
+        :param on_report: called after each poll and before each repeat of a request; without it
+            the repeats are logged as warnings
+        """
+        return self.get_conn().run(flow, on_report or self._log_report)
+
+    def _log_report(self, report: Report) -> None:
+        if report.warning is not None:
+            self.log.warning("%s", report.warning)
 
     def _read_settings(self) -> Settings:
         with _opening:
@@ -500,4 +514,10 @@ class MLBatchHook(BaseHook):
 
         from airflow_mlbatch.transport.blocking import BlockingDriver
 
-        return BlockingDriver(settings.endpoint, mask_secret, self._max_connections)
+        return BlockingDriver(
+            settings.endpoint,
+            mask_secret,
+            self._max_connections,
+            clock=self.timing.clock,
+            sleep=self.timing.sleep,
+        )

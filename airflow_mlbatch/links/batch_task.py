@@ -10,6 +10,7 @@ from airflow.providers.common.compat.sdk import AirflowException
 from airflow_mlbatch.errors import MLBatchError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors
+from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.links.batch_execution import batch_url
 
 __all__ = ["BatchTask"]
@@ -18,13 +19,15 @@ __all__ = ["BatchTask"]
 class BatchTask:
     """Mixed into operators and sensors; without an ``__init__``, which is Airflow's business.
 
-    ``batch_url`` is the address of the execution once it is known, for the link.
+    ``batch_url`` is the address of the execution once it is known, for the link. ``timing`` is how the
+    hook keeps time; ``None`` for the usual way.
     """
 
     service_name: str
     service_version: str
     mlbatch_conn_id: str
     batch_url: str = ""
+    timing: Timing | None = None
     _hook: MLBatchHook | None = None
     _has_cancelled: bool = False
 
@@ -32,7 +35,7 @@ class BatchTask:
     def hook(self) -> MLBatchHook:
         """The hook of the connection; made on first use, in the process that runs the task."""
         if self._hook is None:
-            self._hook = MLBatchHook(self.mlbatch_conn_id)
+            self._hook = MLBatchHook(self.mlbatch_conn_id, timing=self.timing)
         return self._hook
 
     def _link_to(self, execution_id: str) -> None:

@@ -12,6 +12,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow_mlbatch.errors import InputError, ReplyTooLargeError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors, completed
+from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.links import BatchExecutionLink, batch_url
 from airflow_mlbatch.operators.batch_results import attempt_of
 from airflow_mlbatch.operators.locations import location
@@ -54,6 +55,7 @@ class ArtifactDownloadOperator(BaseOperator):
     :param mlbatch_conn_id: connection of type ``mlbatch``
     """
 
+    timing: Timing | None = None
     template_fields: Sequence[str] = (
         "service_name",
         "service_version",
@@ -108,7 +110,9 @@ class ArtifactDownloadOperator(BaseOperator):
             wanted = self._wanted_indexes()
             connections = as_whole_number("max_connections", self.max_connections, least=1)
             self._most_bytes = as_whole_number("max_xcom_bytes", self.max_xcom_bytes)
-            hook = MLBatchHook(self.mlbatch_conn_id, max_connections=connections)
+            hook = MLBatchHook(
+                self.mlbatch_conn_id, max_connections=connections, timing=self.timing
+            )
             self.batch_url = batch_url(
                 hook.url, self.service_name, self.service_version, self.execution_id
             )

@@ -10,6 +10,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors
+from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.links import is_id
 from airflow_mlbatch.operators.batch_score import EXECUTION_ID_KEY
 from airflow_mlbatch.operators.rendered import as_list
@@ -35,6 +36,7 @@ class BatchDeleteOperator(BaseOperator):
     :param mlbatch_conn_id: connection of type ``mlbatch``
     """
 
+    timing: Timing | None = None
     template_fields: Sequence[str] = (
         "service_name",
         "service_version",
@@ -62,7 +64,7 @@ class BatchDeleteOperator(BaseOperator):
 
     def execute(self, context: Context) -> list[str]:
         """Delete them one after another."""
-        hook = MLBatchHook(self.mlbatch_conn_id)
+        hook = MLBatchHook(self.mlbatch_conn_id, timing=self.timing)
         deleted = []
         with airflow_errors():
             for execution_id in dict.fromkeys([*self._ids(), *self._ids_of_tasks(context)]):

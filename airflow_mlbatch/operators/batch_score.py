@@ -400,8 +400,8 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         return self.execution_id
 
     def _log_report(self, report: Report) -> None:
-        if report.problem is not None:
-            self.log.warning("poll of execution %s: %s", self.execution_id, report.problem)
+        if report.warning is not None:
+            self.log.warning("poll of execution %s: %s", self.execution_id, report.warning)
         else:
             status: BatchStatus = report.status
             self.log.info("execution %s: %s", self.execution_id, status)

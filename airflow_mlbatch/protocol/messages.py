@@ -137,10 +137,26 @@ class Exclusive:
 
 @dataclass(frozen=True)
 class Report:
-    """Tell whoever watches how far a batch is, or why the last poll did not say."""
+    """Tell whoever watches how far a batch is, or what went wrong and when the next try comes.
+
+    :param status: of the batch, as far as it is known
+    :param problem: what went wrong
+    :param attempt: how many tries have failed by now; 0 where nothing is tried again
+    :param pause: seconds until the next try; ``None`` where there is none
+    """
 
     status: Any = None
     problem: str | None = None
+    attempt: int = 0
+    pause: float | None = None
+
+    @property
+    def warning(self) -> str | None:
+        """The problem as a line for a log, or ``None`` where there is none."""
+        if self.problem is None or not self.attempt:
+            return self.problem
+        comes = "no other follows" if self.pause is None else f"the next in {self.pause:.3g} s"
+        return f"{self.problem} (try {self.attempt} failed, {comes})"
 
 
 @dataclass(frozen=True)

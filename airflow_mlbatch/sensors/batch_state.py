@@ -260,8 +260,8 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
         return bool(self.retries) and context.get("task_state_store") is not None
 
     def _log_problem(self, report: Report) -> None:
-        if report.problem is not None:
-            self.log.warning("poll of execution %s: %s", self.execution_id, report.problem)
+        if report.warning is not None:
+            self.log.warning("poll of execution %s: %s", self.execution_id, report.warning)
 
 
 @contextmanager

@@ -44,6 +44,8 @@ class BlockingDriver:
     :param endpoint: the server
     :param conceal: called with each token that arrives, for the log masker
     :param max_connections: how many lines are kept open for the next request
+    :param clock: returns epoch seconds
+    :param sleep: waits for so many seconds
     """
 
     def __init__(
@@ -51,9 +53,12 @@ class BlockingDriver:
         endpoint: Endpoint,
         conceal: Callable[[str], None] = lambda secret: None,
         max_connections: int = 10,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._endpoint = endpoint
         self._conceal = conceal
+        self._clock, self._sleep = clock, sleep
         self._lock = threading.RLock()
         self._opening = threading.Lock()
         self._max_connections = max_connections
@@ -87,9 +92,9 @@ class BlockingDriver:
         if isinstance(step, Send):
             return self._send(step)
         if isinstance(step, Now):
-            return time.time()
+            return self._clock()
         if isinstance(step, Wait):
-            return time.sleep(step.seconds)
+            return self._sleep(step.seconds)
         if isinstance(step, Exclusive):
             with self._lock:
                 return self.run(step.flow, on_report)

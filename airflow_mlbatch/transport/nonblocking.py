@@ -47,6 +47,8 @@ class NonblockingDriver:
     :param endpoint: the server
     :param conceal: called with each token that arrives, for the log masker
     :param max_connections: most connections to the server at once
+    :param clock: returns epoch seconds
+    :param sleep: waits for so many seconds
     """
 
     def __init__(
@@ -54,9 +56,12 @@ class NonblockingDriver:
         endpoint: Endpoint,
         conceal: Callable[[str], Awaitable[None]] = _nothing,
         max_connections: int = 100,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._endpoint = endpoint
         self._conceal = conceal
+        self._clock, self._sleep = clock, sleep
         self._max_connections = max_connections
         self._lock = asyncio.Lock()
         self._opening = asyncio.Lock()
@@ -89,9 +94,9 @@ class NonblockingDriver:
         if isinstance(step, Send):
             return await self._send(step)
         if isinstance(step, Now):
-            return time.time()
+            return self._clock()
         if isinstance(step, Wait):
-            return await asyncio.sleep(step.seconds)
+            return await self._sleep(step.seconds)
         if isinstance(step, Exclusive):
             async with self._lock:
                 return await self.run(step.flow, on_report)

@@ -18,6 +18,7 @@ from airflow_mlbatch.errors import MLBatchError
 
 if TYPE_CHECKING:
     from airflow_mlbatch.hooks.async_session import AsyncSession
+    from airflow_mlbatch.hooks.timing import Timing
     from airflow_mlbatch.protocol.messages import Report
     from airflow_mlbatch.protocol.results import BatchStatus
 
@@ -40,6 +41,9 @@ class BatchStateTrigger(BaseTrigger):
     :param cancel_on_kill: cancel the execution when a user kills, clears or marks the deferred task
         (Airflow 3.3; earlier versions do not tell a trigger)
     """
+
+    timing: Timing | None = None
+    """How its session keeps time; ``None`` for the usual way."""
 
     def __init__(
         self,
@@ -112,7 +116,7 @@ class BatchStateTrigger(BaseTrigger):
         flow = session.flows.cancel_batch(
             self.service_name, self.service_version, self.execution_id
         )
-        was_there = await session.run(flow)
+        was_there = await session.run(flow, self._log_report)
         self.log.info(
             "execution %s %s", self.execution_id, "cancelled" if was_there else "was gone already"
         )
@@ -126,7 +130,7 @@ class BatchStateTrigger(BaseTrigger):
     async def _acquired(self) -> AsyncSession:
         if self._session is None:
             acquire_session = await _loaded("async_session", "acquire_session")
-            self._session = await acquire_session(self.mlbatch_conn_id)
+            self._session = await acquire_session(self.mlbatch_conn_id, self.timing)
         return self._session
 
     async def _has_only_moved(self) -> bool:
@@ -149,8 +153,8 @@ class BatchStateTrigger(BaseTrigger):
             _preparation = asyncio.create_task(_look_at(self.task_instance))
 
     def _log_report(self, report: Report) -> None:
-        if report.problem is not None:
-            self.log.warning("poll of execution %s: %s", self.execution_id, report.problem)
+        if report.warning is not None:
+            self.log.warning("poll of execution %s: %s", self.execution_id, report.warning)
         else:
             self.log.info("execution %s: %s", self.execution_id, report.status)
 

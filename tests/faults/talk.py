@@ -82,6 +82,7 @@ class Outcome:
     waits: tuple[float, ...] = ()
     sent: tuple[str, ...] = ()
     reports: tuple[Any, ...] = ()
+    warnings: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
 
 
@@ -102,10 +103,12 @@ class Talk:
         """Run flows of one session one after another; the outcome is that of the last one."""
         flows = Flows(self.login, self.url, self.policy)
         endpoint = Endpoint(self.url, **{"read_timeout": 10.0, **self.endpoint})
-        clock, reports, secrets = Clock(), [], []
+        clock, reports, warnings, secrets = Clock(), [], [], []
 
         def note(report: Report) -> None:
             problem = self.without_port(report.problem) if report.problem else None
+            if report.warning is not None:
+                warnings.append(self.without_port(report.warning))
             reports.append((str(report.status) if report.status else None, problem))
 
         def run_blocking() -> Any:
@@ -137,5 +140,6 @@ class Talk:
             waits=tuple(clock.waits),
             sent=tuple(clock.sent),
             reports=tuple(reports),
+            warnings=tuple(warnings),
             secrets=tuple(secrets),
         )

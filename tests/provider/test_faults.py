@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,19 +27,16 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_mlbatch.errors import BatchTimeoutError, MLBatchError, SubmissionUnknownError
-from airflow_mlbatch.hooks import MLBatchHook, async_session
-from airflow_mlbatch.hooks import mlbatch as hook_module
+from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.operators import (
     ArtifactDownloadOperator,
     BatchResultsOperator,
     BatchScoreOperator,
     submission,
 )
-from airflow_mlbatch.protocol.flows import Flows
-from airflow_mlbatch.protocol.messages import Now, Send, Wait
+from airflow_mlbatch.protocol.flows import Policy
 from airflow_mlbatch.sensors import BatchStateSensor
-from airflow_mlbatch.transport.blocking import BlockingDriver
-from airflow_mlbatch.transport.nonblocking import NonblockingDriver
 from tests.faults.server import Act, Answer, FaultServer, Play, Request, as_json, closed_port
 from tests.faults.table import (
     COMPLETE,
@@ -83,10 +81,9 @@ SUMMARY = {
 
 @dataclass
 class Clock:
-    """A clock that only waiting moves, and a list of all that was sent; stands in for ``time``."""
+    """A clock that only waiting moves; stands in for ``time`` where a task asks for it."""
 
     now: float = START
-    sent: list[str] = field(default_factory=list)
 
     def time(self) -> float:
         return self.now
@@ -94,32 +91,41 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def does(self, step: Any) -> tuple[bool, Any]:
-        """Whether a step of a flow is the clock's, and its answer."""
-        if isinstance(step, Send):
-            self.sent.append(f"{step.route.method} {step.target.partition('?')[0]}")
-        if isinstance(step, Wait):
-            self.sleep(step.seconds)
-        return isinstance(step, Now | Wait), self.now if isinstance(step, Now) else None
+    async def sleep_on_loop(self, seconds: float) -> None:
+        self.now += seconds
+
+    def timing(self, policy: Policy = POLICY) -> Timing:
+        """How a session keeps time by this clock."""
+        return Timing(policy, self.time, self.sleep, self.sleep_on_loop)
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    blocking, nonblocking = BlockingDriver._do, NonblockingDriver._do
-
-    def do(self: BlockingDriver, step: Any, on_report: Any) -> Any:
-        is_done, answer = clock.does(step)
-        return answer if is_done else blocking(self, step, on_report)
-
-    async def do_async(self: NonblockingDriver, step: Any, on_report: Any) -> Any:
-        is_done, answer = clock.does(step)
-        return answer if is_done else await nonblocking(self, step, on_report)
-
-    monkeypatch.setattr(BlockingDriver, "_do", do)
-    monkeypatch.setattr(NonblockingDriver, "_do", do_async)
     monkeypatch.setattr(submission, "time", clock)
     return clock
+
+
+class Connects:
+    """The ports that this process connects to, in order: nobody else can count refused requests."""
+
+    def __init__(self) -> None:
+        self._ports: list[int] = []
+        sys.addaudithook(self._note)
+
+    def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "socket.connect" and isinstance(arguments[1], tuple):
+            self._ports.append(arguments[1][1])
+
+    def forget(self) -> None:
+        self._ports.clear()
+
+    def to(self, port: int) -> int:
+        """How often, since the last :meth:`forget`."""
+        return self._ports.count(port)
+
+
+CONNECTS = Connects()
 
 
 # --- the tasks -----------------------------------------------------------------------------------
@@ -151,7 +157,7 @@ class Role:
 
 def with_hook(call: Callable[[MLBatchHook], Any]) -> Callable[[dict[str, Any]], Any]:
     def run(context: dict[str, Any]) -> Any:
-        hook = MLBatchHook()
+        hook = MLBatchHook(timing=context["timing"])
         try:
             return call(hook)
         finally:
@@ -181,12 +187,15 @@ def score(**kwargs: Any) -> Callable[[dict[str, Any]], Any]:
 
 
 def results(context: dict[str, Any]) -> Any:
-    return BatchResultsOperator(task_id="results", **OF_BATCH).execute(context)
+    operator = BatchResultsOperator(task_id="results", **OF_BATCH)
+    operator.timing = context["timing"]
+    return operator.execute(context)
 
 
 def results_table(context: dict[str, Any]) -> Any:
     path = context["folder"] / "scores.csv"
     operator = BatchResultsOperator(task_id="results", **OF_BATCH, output_path=str(path))
+    operator.timing = context["timing"]
     return operator.execute(context)["rows"], path.read_text().count("0.5")
 
 
@@ -194,6 +203,7 @@ def artifact(context: dict[str, Any]) -> Any:
     operator = ArtifactDownloadOperator(
         task_id="files", **OF_BATCH, indexes=[0], max_xcom_bytes=100_000
     )
+    operator.timing = context["timing"]
     return [each["content"] for each in operator.execute(context)]
 
 
@@ -202,6 +212,7 @@ def artifact_file(context: dict[str, Any]) -> Any:
     operator = ArtifactDownloadOperator(
         task_id="files", **OF_BATCH, indexes=[0], dest=str(dest), path_template="{file_name}"
     )
+    operator.timing = context["timing"]
     return operator.execute(context)["file_count"], (dest / "Histogram.png").read_bytes()
 
 
@@ -350,14 +361,15 @@ class Stage:
     context: dict[str, Any]
     monkeypatch: pytest.MonkeyPatch
     good: dict[str, list[Act]] = field(default_factory=lambda: _good())
+    met: int = 0
 
     def play(self, fault: Fault, role: Role, *, passes: bool, tries: int = 1) -> list[End]:
         policy = replace(POLICY, small_seconds=fault.small_seconds)
-        self.monkeypatch.setattr(hook_module, "Flows", lambda *given: Flows(*given[:2], policy))
-        self.monkeypatch.setattr(async_session, "Policy", lambda: policy)
+        self.context["timing"] = self.clock.timing(policy)
         if fault.act is None and role.last is None:
-            self.connect(closed_port(), fault)
-            return self.attempts(role, tries)
+            port = closed_port()
+            self.connect(port, fault)
+            return self.attempts(role, tries, port)
         acts = {
             **self.good,
             **({} if fault.act is None else script(fault, role.path, passes=passes)),
@@ -370,13 +382,18 @@ class Stage:
             act = play(request)
             if f"{request.method} {request.path}" == role.last:
                 server.refuse()
+                CONNECTS.forget()
                 assert isinstance(act, Answer)
                 return replace(act, close=True)
             return act
 
         with FaultServer(refusing if fault.act is None else play) as server:
             self.connect(server.port, fault)
-            return self.attempts(role, tries)
+            ends = self.attempts(role, tries, server.port if fault.act is None else None)
+            place = f"{SCENES[role.path].method} {SCENES[role.path].target}"
+            seen = [f"{request.method} {request.path}" for request in server.requests]
+            self.met += seen.count(place)
+            return ends
 
     def connect(self, port: int, fault: Fault) -> None:
         connection: dict[str, Any] = {
@@ -393,16 +410,21 @@ class Stage:
             connection["extra"]["auth"] = "token"
         self.monkeypatch.setenv("AIRFLOW_CONN_MLBATCH_DEFAULT", json.dumps(connection))
 
-    def attempts(self, role: Role, tries: int) -> list[End]:
+    def attempts(self, role: Role, tries: int, refused: int | None) -> list[End]:
+        """Attempts until one needs no other.
+
+        :param refused: the port where nobody listens, in the end
+        """
+        CONNECTS.forget()
         ends = [attempt(role, self.context)]
         while len(ends) < tries and ends[-1].is_retried:
             ends.append(attempt(role, self.context))
+        self.met = 0 if refused is None else CONNECTS.to(refused)
         return ends
 
     def requests(self, role: Role) -> int:
         """How many met the fault."""
-        place = f"{SCENES[role.path].method} {SCENES[role.path].target}"
-        return self.clock.sent.count(place) - len(role.before)
+        return self.met - len(role.before)
 
 
 def _good() -> dict[str, list[Act]]:
@@ -422,6 +444,7 @@ def stage(
     clock: Clock, context: dict[str, Any], tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
 ) -> Stage:
     context["folder"] = tmp_path
+    context["timing"] = clock.timing()
     context["ti"].get_first_reschedule_date = lambda context: None
     return Stage(clock, context, monkeypatch)
 

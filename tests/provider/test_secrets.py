@@ -23,15 +23,14 @@ from airflow.exceptions import AirflowRescheduleException
 from airflow.providers.common.compat.sdk import TaskDeferred
 
 from airflow_mlbatch.demo.airflow_home import DemoHome
-from airflow_mlbatch.hooks import MLBatchHook, async_session
-from airflow_mlbatch.hooks import mlbatch as hook_module
+from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.operators import (
     ArtifactDownloadOperator,
     BatchDeleteOperator,
     BatchResultsOperator,
     BatchScoreOperator,
 )
-from airflow_mlbatch.protocol.flows import Flows
 from airflow_mlbatch.sensors import BatchStateSensor
 from tests.faults.server import Act, Answer, FaultServer, Request, as_json, closed_port
 from tests.faults.table import COMPLETE, EXECUTION, POLICY, SCENES, SERVICE, VERSION
@@ -149,18 +148,19 @@ def operators(folder: Path) -> list[Callable[[], Any]]:
     ]
 
 
-def run(make: Callable[[], Any], context: dict[str, Any], seen: Seen) -> None:
+def run(make: Callable[[], Any], context: dict[str, Any], seen: Seen, timing: Timing) -> None:
     """A task to its end, whatever that is; all that it shows on the way is seen."""
     step: Callable[[Any], Any] = lambda operator: operator.execute(context)  # noqa: E731
     while True:
         operator = make()
+        operator.timing = timing
         try:
             seen.see(step(operator))
             return
         except AirflowRescheduleException:
             continue
         except TaskDeferred as deferred:
-            event = fire(deferred.trigger)  # type: ignore[arg-type]
+            event = fire(deferred.trigger, timing)  # type: ignore[arg-type]
             for thing in (deferred, deferred.trigger, deferred.trigger.serialize(), event):
                 seen.see(thing)
             given = {**(deferred.kwargs or {}), "event": event.payload}
@@ -175,8 +175,8 @@ def run(make: Callable[[], Any], context: dict[str, Any], seen: Seen) -> None:
             seen.see(getattr(operator, "batch_url", ""))
 
 
-def call_hook(seen: Seen) -> None:
-    hook = MLBatchHook()
+def call_hook(seen: Seen, timing: Timing) -> None:
+    hook = MLBatchHook(timing=timing)
     calls: list[Callable[[], Any]] = [
         hook.test_connection,
         hook.list_services,
@@ -228,8 +228,6 @@ def test_nothing_shows_a_secret(
     caplog.set_level(logging.DEBUG)
     caplog.set_level(logging.DEBUG, "airflow_mlbatch")
     context["ti"].get_first_reschedule_date = lambda context: None
-    monkeypatch.setattr(hook_module, "Flows", lambda *given: Flows(*given[:2], POLICY))
-    monkeypatch.setattr(async_session, "Policy", lambda: POLICY)
     seen, tokens = Seen(), []
     for make in [*operators(tmp_path), None]:
         server_side = Careless(status, place, good_first)
@@ -243,9 +241,9 @@ def test_nothing_shows_a_secret(
             }
             monkeypatch.setenv("AIRFLOW_CONN_MLBATCH_DEFAULT", json.dumps(connection))
             if make is None:
-                call_hook(seen)
+                call_hook(seen, clock.timing())
             else:
-                run(make, context, seen)
+                run(make, context, seen, clock.timing())
         tokens += server_side.tokens
     seen.things += [caplog.text, *capfd.readouterr(), *store.texts.values()]
     seen.see(context["ti"].pushed)
@@ -286,10 +284,9 @@ def test_a_client_secret(
     }
     connection = {"conn_type": "mlbatch", "host": "127.0.0.1", "port": 1, "extra": extra}
     monkeypatch.setenv("AIRFLOW_CONN_MLBATCH_DEFAULT", json.dumps(connection))
-    monkeypatch.setattr(hook_module, "Flows", lambda *given: Flows(*given[:2], POLICY))
     seen = Seen()
     try:
-        MLBatchHook().list_services()
+        MLBatchHook(timing=Timing(POLICY)).list_services()
     except Exception as error:
         seen.see(error)
     assert seen.things

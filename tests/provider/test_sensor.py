@@ -32,7 +32,7 @@ from airflow_mlbatch.errors import (
 )
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import event_of
-from airflow_mlbatch.protocol.flows import Flows
+from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.protocol.results import BatchStatus
 from airflow_mlbatch.protocol.states import BatchState
 from airflow_mlbatch.sensors import BatchStateSensor
@@ -60,12 +60,13 @@ def sensor_for(
     )
 
 
-def fire(trigger: BatchStateTrigger) -> TriggerEvent:
+def fire(trigger: BatchStateTrigger, timing: Timing | None = None) -> TriggerEvent:
     """Run a trigger as a triggerer does, out of its serialized form, and return its one event."""
     path, kwargs = trigger.serialize()
     assert path == "airflow_mlbatch.triggers.batch_state.BatchStateTrigger"
     stored = BatchStateTrigger(**json.loads(json.dumps(kwargs)))
     assert stored.serialize() == trigger.serialize()
+    stored.timing = timing
 
     async def run() -> list[TriggerEvent]:
         try:
@@ -78,15 +79,25 @@ def fire(trigger: BatchStateTrigger) -> TriggerEvent:
 
 
 def run_to_its_end(make: Callable[[], BatchStateSensor], context: dict[str, Any]) -> Any:
-    """What Airflow does about a sensor until it has ended, with a new object for every segment."""
+    """What Airflow does about a sensor until it has ended, with a new object for every segment.
+
+    :param context: of the task; its ``timing``, where it has one, is that of every segment
+    """
+    timing = context.get("timing")
+
+    def segment() -> BatchStateSensor:
+        operator = make()
+        operator.timing = timing
+        return operator
+
     while True:
         try:
-            return make().execute(context)
+            return segment().execute(context)
         except AirflowRescheduleException:
             time.sleep(0.05)
         except TaskDeferred as deferred:
-            payload = json.loads(json.dumps(fire(deferred.trigger).payload))
-            return make().resume_execution(
+            payload = json.loads(json.dumps(fire(deferred.trigger, timing).payload))
+            return segment().resume_execution(
                 deferred.method_name, {**(deferred.kwargs or {}), "event": payload}, context
             )
 
@@ -114,15 +125,15 @@ def test_waits_for_the_end_and_logs_the_way_there(
     execution_id = hook.start_batch("gated", "1", records, parallel_count=1)
     while hook.get_batch_status("gated", "1", execution_id).completed_item_count < 3:
         time.sleep(0.02)
-    poll = Flows.get_batch_status
+    poll = MLBatchHook.get_batch_status
 
     def poll_and_open(*named: Any) -> Any:
-        status = yield from poll(*named)
+        status = poll(*named)
         (markers / f"sensor {mode}").touch()
         return status
 
     # The first poll of the sensor sees the batch half done, whatever else this machine does.
-    monkeypatch.setattr(Flows, "get_batch_status", poll_and_open)
+    monkeypatch.setattr(MLBatchHook, "get_batch_status", poll_and_open)
     summary = run_to_its_end(lambda: sensor_for(execution_id, mode, "gated"), context)
     assert summary == {
         "execution_id": execution_id,

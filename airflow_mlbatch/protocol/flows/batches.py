@@ -13,6 +13,7 @@ from airflow_mlbatch.errors import (
     ExecutionNotFoundError,
     InputError,
     LineError,
+    MLBatchError,
     UnavailableError,
 )
 from airflow_mlbatch.protocol import routes
@@ -278,29 +279,30 @@ class BatchFlows(Session):
         while True:
             now = yield Now()
             is_last = deadline is not None and now >= deadline
+            error: MLBatchError | None = None
             try:
                 status = yield from self.get_batch_status(
                     service_name, service_version, execution_id
                 )
                 problem = _step_back(execution_id, last, status)
-            except (LineError, UnavailableError, ContractError) as error:
-                problems += 1
+            except (LineError, UnavailableError, ContractError) as caught:
+                error, problem, problems = caught, str(caught), problems + 1
                 if error.is_permanent or (problems >= self._policy.poll_problems and not is_last):
                     raise
-                yield Report(last, str(error))
             else:
                 problems, last = 0, status
-                yield Report(status, problem)
-                if is_over(status):
-                    return status
-            if is_last:
+            now = yield Now()
+            rest = poll_interval if deadline is None else min(poll_interval, deadline - now)
+            pause = None if is_last else max(rest, 0.0)
+            yield Report(last, problem, problems, pause if error is not None else None)
+            if error is None and is_over(status):
+                return status
+            if pause is None:
                 how_far = str(last) if last else "no poll was answered"
                 raise BatchTimeoutError(
                     f"execution {execution_id} is not complete at the deadline: {how_far}"
                 )
-            now = yield Now()
-            rest = poll_interval if deadline is None else min(poll_interval, deadline - now)
-            yield Wait(max(rest, 0.0))
+            yield Wait(pause)
 
 
 class _ExecutionIdSink:

@@ -17,7 +17,8 @@ from airflow_mlbatch.protocol.flows.answers import (
     retry_after,
 )
 from airflow_mlbatch.protocol.flows.policy import Policy
-from airflow_mlbatch.protocol.messages import Flow, Lost, Now, Reply, Send, Wait
+from airflow_mlbatch.protocol.flows.redaction import Secrets
+from airflow_mlbatch.protocol.messages import Flow, Lost, Now, Reply, Report, Send, Wait
 from airflow_mlbatch.protocol.routes import Route
 
 __all__ = ["Exchange", "request_to"]
@@ -50,10 +51,11 @@ class Exchange:
     """Sends requests to one server.
 
     :param endpoint: the server's address, with a closing slash
+    :param secrets: what no report may show
     """
 
-    def __init__(self, endpoint: str, policy: Policy) -> None:
-        self._endpoint, self._policy = endpoint, policy
+    def __init__(self, endpoint: str, policy: Policy, secrets: Secrets) -> None:
+        self._endpoint, self._policy, self._secrets = endpoint, policy, secrets
 
     def answered(self, request: Send, renew: Callable[[], Flow[Send]] | None = None) -> Flow[Reply]:
         """Send a request until it is answered well, or until a repeat makes no sense.
@@ -62,14 +64,14 @@ class Exchange:
         :raises MLBatchError: what the last answer means
         """
         started = yield Now()
-        wait, is_in_doubt = self._policy.first_wait, False
+        wait, attempt, is_in_doubt = self._policy.first_wait, 0, False
         while True:
             answer = yield from self._followed(request)
             if isinstance(answer, Reply) and 200 <= answer.status < 300:
                 return answer
             if renew is not None and isinstance(answer, Reply) and answer.status == 401:
                 request, renew = (yield from renew()), None
-                started, wait = (yield Now()), self._policy.first_wait
+                started, wait, attempt = (yield Now()), self._policy.first_wait, 0
                 continue
             # Not undone by a later answer: a refused connection says nothing about the request before.
             is_in_doubt = is_in_doubt or may_have_started(request, answer)
@@ -78,8 +80,11 @@ class Exchange:
             if isinstance(answer, Reply):
                 pause = max(pause, retry_after(answer, now))
             budget = self._policy.repeat_seconds - (now - started)
+            error = error_of(request, answer, self._endpoint, is_in_doubt)
             if not is_repeatable(request, answer) or pause > budget:
-                raise error_of(request, answer, self._endpoint, is_in_doubt)
+                raise error
+            attempt += 1
+            yield Report(None, self._secrets.redacted(str(error)), attempt, pause)
             yield Wait(pause)
             wait = min(2 * wait, self._policy.longest_wait)
 

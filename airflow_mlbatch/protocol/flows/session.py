@@ -57,7 +57,7 @@ class Session:
         self._endpoint = endpoint.rstrip("/") + "/"
         self._policy = policy or Policy()
         self._secrets = Secrets(login.secrets)
-        self._exchange = Exchange(self._endpoint, self._policy)
+        self._exchange = Exchange(self._endpoint, self._policy, self._secrets)
         self._tokens = TokenKeeper(login, self._post, self._secrets)
 
     @property
