@@ -24,7 +24,7 @@ RUNS ?= 200
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-system test-system-quick soak test-floor test-pythons fuzz check format bench constraints venv clean
+.PHONY: help demo ui docs test test-system test-system-quick soak test-floor test-pythons fuzz check format bench constraints venv clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,12 @@ format: $(VENV)/.dev ## format the code and mend what lint can mend
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+docs: $(VENV)/.docs ## build the documentation as a site, in build/docs, and check its links
+	@rm -rf build/docs
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --jobs auto \
+		--conf-dir docs --doctree-dir build/doctrees . build/docs
+	@$(BIN)/python scripts/check_site.py build/docs
+
 bench: $(VENV)/.dev ## measure, and write the table in benchmarks/README.md
 	@$(BIN)/python -m benchmarks $(ARGS)
 
@@ -87,6 +93,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 
 $(VENV)/.system: $(VENV)/.dev
 	@scripts/venv $(VENV) $(EXTRAS) $(GROUPS),system constraints.txt
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	@scripts/venv $(VENV) $(EXTRAS) $(GROUPS),docs constraints.txt
 	@touch $@
 
 $(FLOOR)/.ready: pyproject.toml constraints-floor.txt

@@ -30,7 +30,10 @@ from tests.server_process import running_server
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOP = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *TOP, *sorted((ROOT / "docs").glob("*/*.md"))]
+HOWTO = sorted((ROOT / "docs" / "howto").glob("*.md"))
+EXAMPLES = sorted((ROOT / "dags_examples").glob("*.py"))
 ROOMS = ("operators", "sensors", "task_groups", "triggers")
 PUBLIC = [
     getattr(module, name)
@@ -73,9 +76,105 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
 
 
-@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", TOP, ids=lambda page: page.name)
 def test_every_page_is_linked_from_the_readme(page: Path) -> None:
     assert f"(docs/{page.name})" in README
+
+
+# --- pages that include the examples -------------------------------------------------------------
+
+
+def test_every_class_that_a_dag_uses_has_a_page_of_its_own() -> None:
+    """The reference is generated from the code; these are written, and may be forgotten."""
+    told = "".join(page.read_text(encoding="utf-8").splitlines()[0] for page in HOWTO)
+    modules = [
+        importlib.import_module(f"airflow_mlbatch.{room}")
+        for room in ("hooks", "operators", "sensors", "task_groups")
+    ]
+    for name in (name for module in modules for name in module.__all__):
+        assert f"`{name}`" in told
+
+
+def test_pages_and_examples_share_their_markers() -> None:
+    """What a page includes is there, each marked part is included, and no page copies a Dag."""
+    included = set()
+    for page in HOWTO:
+        text = page.read_text(encoding="utf-8")
+        assert blocks(page, "python") == []
+        for path, start, end in re.findall(
+            r"literalinclude} (\S+)\n:start-after: \"\[START (\w+)]\"\n:end-before: \"\[END (\w+)]\"",
+            text,
+        ):
+            assert start == end
+            included.add(((page.parent / path).resolve(), start))
+        assert text.count("```{literalinclude}") == text.count(":start-after:")
+    marked = {
+        (file, marker)
+        for file in EXAMPLES
+        for marker in re.findall(r"# \[START (\w+)]", file.read_text(encoding="utf-8"))
+    }
+    assert included == marked
+    for file, marker in marked:
+        text = file.read_text(encoding="utf-8")
+        assert 0 < text.index(f"[START {marker}]") < text.index(f"[END {marker}]")
+
+
+def test_the_page_of_examples_shows_every_one() -> None:
+    page = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
+    shown = re.findall(r"literalinclude} \.\./dags_examples/(\w+\.py)", page)
+    assert sorted(shown) == [file.name for file in EXAMPLES]
+
+
+# --- tutorials -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["airflow", "old_server", "own_model"])
+def test_the_tutorials_run(name: str, airflow_database: str, tmp_path: Path) -> None:
+    """Every block of Python, one after another, as files of somebody who follows the page."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "cars.csv").write_text("car,hp,wt\nMazda,110,2.62\nFiat,66,2.2\n")
+    steps = [
+        text.replace('"/data/', f'"{data}/')
+        for text in blocks(ROOT / "docs" / "tutorials" / f"{name}.md", "python")
+    ]
+    options = ["--demo"]
+    if name == "own_model":
+        (tmp_path / "services.py").write_text(steps.pop(0))
+        options = ["--services", str(tmp_path / "services.py"), "--workers", "1"]
+    dags = tmp_path / "dags"
+    dags.mkdir()
+    files = [
+        (dags if "DAG(" in text else tmp_path) / f"step_{number}.py"
+        for number, text in enumerate(steps)
+    ]
+    for file, text in zip(files, steps, strict=True):
+        file.write_text(text)
+    outcome, log = tmp_path / "outcome.json", tmp_path / "log"
+    runner = Path(__file__).with_name("run.py")
+    with running_server(*options, data_dir=tmp_path / "server") as server, log.open("w") as output:
+        environment = {
+            **os.environ,
+            "AIRFLOW_CONN_MLBATCH_DEFAULT": connection_to(server),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+        }
+        tell_of_assets(environment, output)
+        done = subprocess.run(
+            [sys.executable, str(runner), str(outcome), *map(str, files)],
+            env=environment,
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    assert done.returncode == 0, log.read_text()[-4000:]
+    codes = json.loads(outcome.read_text())
+    # A script ends by itself, a Dag with the exit code 0.
+    assert {*codes.values()} <= {"no exit code", 0}, log.read_text()[-4000:]
+    assert codes[files[-1].stem] in (0, False)
+    (scored,) = (data / "scored").glob("*.csv")
+    assert len(pd.read_csv(scored)) == 2
 
 
 # --- Dags ----------------------------------------------------------------------------------------
