@@ -137,6 +137,32 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="for tests: ignore idempotency keys, as the vendor's server does",
     )
+    option(
+        "--allow-publish",
+        action="store_true",
+        help="accept services over HTTP; whoever logs in can then run code as the user of the server",
+    )
+    option(
+        "--max-object-bytes",
+        type=_positive,
+        default=2048 * _MIB,
+        metavar="N",
+        help="most bytes of a model, or of another object, that a service is published with",
+    )
+    option(
+        "--max-service-memory",
+        type=_natural,
+        default=_memory() // _MIB,
+        metavar="MIB",
+        help="most memory for each worker of a published service; 0 for no limit",
+    )
+    option(
+        "--load-timeout",
+        type=_seconds,
+        default=120.0,
+        metavar="SECONDS",
+        help="a published service that takes longer to be loaded is refused",
+    )
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -150,8 +176,8 @@ def _serve(options: argparse.Namespace) -> int:
 
     _hold_standard_files()
     sources = ([DEMO_SERVICES] if options.demo else []) + options.services
-    if not sources:
-        _fail("serve", "nothing to serve: give --services SOURCE or --demo")
+    if not sources and not options.allow_publish:
+        _fail("serve", "nothing to serve: give --services SOURCE, --demo or --allow-publish")
     # Taken out, so that no service reads it.
     password = os.environ.pop("MLBATCH_PASSWORD", None)
     if password == "":
@@ -172,6 +198,10 @@ def _serve(options: argparse.Namespace) -> int:
         max_records_per_worker=options.max_records_per_worker,
         max_worker_growth=options.max_worker_growth * _MIB,
         has_keys=not options.without_idempotency_keys,
+        allow_publish=options.allow_publish,
+        max_object_bytes=options.max_object_bytes,
+        max_service_memory=options.max_service_memory * _MIB,
+        load_timeout=options.load_timeout,
     )
     try:
         serve(settings, _say)
@@ -273,6 +303,14 @@ def _processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _memory() -> int:
+    """Bytes of memory that this machine has; 0 where it does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 0
 
 
 def _word(text: str) -> str:

@@ -247,7 +247,7 @@ def test_a_version_without_a_changelog_entry_is_noticed(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------ metadata
 
-EXTRAS = {"server", "demo", "s3", "azure", "entra"}
+EXTRAS = {"server", "demo", "publish", "s3", "azure", "entra"}
 
 
 def project() -> dict[str, Any]:

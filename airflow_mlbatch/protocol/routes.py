@@ -21,10 +21,12 @@ __all__ = [
     "IDEMPOTENCY_KEY_PREFIX_QUERY",
     "IDEMPOTENCY_KEY_QUERY",
     "IDEMPOTENCY_REPLAYED",
+    "NOT_OFFERED",
     "ROUTES",
     "Missing",
     "Route",
     "match",
+    "name_not_offered",
 ]
 
 # Our own addition to the API: a client sends a key with the start of a batch. A server that knows keys
@@ -122,6 +124,8 @@ _ARGUMENTS = {
     "version": "service_version",
     "executionId": "execution_id",
     "fileName": "file_name",
+    "id": "session or snapshot id",
+    "objectName": "object name",
 }
 
 
@@ -183,6 +187,29 @@ FILE = Route(
     missing=Missing.ARTIFACT,
 )
 
+# --- publishing ---
+# Not repeatable: the server makes up a version of its own for each request.
+PUBLISH = Route("publishWebService", "POST", "/services/{name}", success=201, is_repeatable=False)
+# Not repeatable: a second request would meet the version that the first one made.
+PUBLISH_VERSION = Route(
+    "publishWebServiceVersion",
+    "POST",
+    "/services/{name}/{version}",
+    success=201,
+    is_repeatable=False,
+)
+UPDATE_VERSION = Route(
+    "patchWebServiceVersion", "PATCH", "/services/{name}/{version}", missing=Missing.SERVICE
+)
+DELETE_VERSION = Route(
+    "deleteWebServiceVersion", "DELETE", "/services/{name}/{version}", missing=Missing.SERVICE
+)
+CREATE_SESSION = Route("createSession", "POST", "/sessions", success=201)
+SET_OBJECT = Route("setWorkspaceObject", "POST", "/sessions/{id}/workspace/{objectName}")
+CREATE_SNAPSHOT = Route("CreateSnapshot", "POST", "/sessions/{id}/snapshot", success=201)
+CLOSE_SESSION = Route("closeSession", "DELETE", "/sessions/{id}")
+DELETE_SNAPSHOT = Route("DeleteSnapshot", "DELETE", "/snapshots/{id}")
+
 ROUTES: tuple[Route, ...] = (
     LOGIN,
     RENEW,
@@ -199,7 +226,57 @@ ROUTES: tuple[Route, ...] = (
     CANCEL_BATCH,
     FILES,
     FILE,
+    PUBLISH,
+    PUBLISH_VERSION,
+    UPDATE_VERSION,
+    DELETE_VERSION,
+    CREATE_SESSION,
+    SET_OBJECT,
+    CREATE_SNAPSHOT,
+    CLOSE_SESSION,
+    DELETE_SNAPSHOT,
 )
+
+# Operations of the vendor's core document that neither this client uses nor this server has.
+NOT_OFFERED: tuple[Route, ...] = tuple(
+    Route(name, method, template)
+    for name, method, template in (
+        ("publishRealtimeWebServiceByName", "POST", "/realtime-services/{name}"),
+        ("publishRealtimeWebServiceByNameVersion", "POST", "/realtime-services/{name}/{version}"),
+        ("patchRealtimeWebServiceByNameVersion", "PATCH", "/realtime-services/{name}/{version}"),
+        ("createOrUpdateServicePool", "POST", "/services/{name}/{version}/pool"),
+        ("deleteServicePool", "DELETE", "/services/{name}/{version}/pool"),
+        ("getServicePoolStatus", "GET", "/services/{name}/{version}/pool"),
+        ("listSessions", "GET", "/sessions"),
+        ("executeCode", "POST", "/sessions/{id}/execute"),
+        ("closeSessionByForce", "DELETE", "/sessions/{id}/force"),
+        ("getSessionConsoleOutput", "GET", "/sessions/{id}/console-output"),
+        ("listSessionHistory", "GET", "/sessions/{id}/history"),
+        ("uploadSessionFile", "POST", "/sessions/{id}/files"),
+        ("listSessionFiles", "GET", "/sessions/{id}/files"),
+        ("getSessionFile", "GET", "/sessions/{id}/files/{fileName}"),
+        ("deleteSessionFile", "DELETE", "/sessions/{id}/files/{fileName}"),
+        ("listWorkspaceObjects", "GET", "/sessions/{id}/workspace"),
+        ("getWorkspaceObject", "GET", "/sessions/{id}/workspace/{objectName}"),
+        ("deleteWorkspaceObject", "DELETE", "/sessions/{id}/workspace/{objectName}"),
+        ("LoadSnapshot", "POST", "/sessions/{id}/loadsnapshot/{snapshotId}"),
+        ("cancelSession", "POST", "/sessions/{id}/cancel"),
+        ("ListSnapshots", "GET", "/snapshots"),
+        ("GetSnapshotContent", "GET", "/snapshots/{id}"),
+        ("getComputeNodes", "GET", "/computenodes"),
+        ("setComputeNodes", "POST", "/computenodes"),
+        ("addComputeNode", "PUT", "/computenodes"),
+        ("removeComputeNode", "DELETE", "/computenodes"),
+    )
+)
+
+
+def name_not_offered(method: str, raw_path: str) -> str | None:
+    """The name of the vendor's operation that a request asks for in vain, if it is one."""
+    for route in NOT_OFFERED:
+        if route.match(method, raw_path) is not None:
+            return route.name
+    return None
 
 
 def match(method: str, raw_path: str) -> tuple[Route, Mapping[str, str]] | None:

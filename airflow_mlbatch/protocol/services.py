@@ -31,6 +31,8 @@ class Service:
     :param operation_id: the name of the function behind the service
     :param runtime_type: ``R``, ``Python`` or ``Realtime``
     :param created_at: ``creationTime`` as the server spells it
+    :param code: what runs for each record, where the server shows it
+    :param init_code: what runs before that
     """
 
     name: str
@@ -45,6 +47,8 @@ class Service:
     created_at: str = ""
     snapshot_id: str = ""
     my_permission: str = ""
+    code: str = ""
+    init_code: str = ""
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -70,8 +74,11 @@ def write_service(service: Service) -> dict[str, Any]:
         "creationTime": service.created_at,
         "snapshotId": service.snapshot_id or None,
         "runtimeType": service.runtime_type,
+        "code": service.code or None,
+        "initCode": service.init_code or None,
         "description": service.description,
-        "operationId": service.operation_id,
+        # A client calls its method "consume" where this is null.
+        "operationId": service.operation_id or None,
         "inputParameterDefinitions": _write_parameters(service.inputs),
         "outputParameterDefinitions": _write_parameters(service.outputs),
         "outputFileNames": list(service.artifacts),
@@ -104,6 +111,8 @@ def _read_service(raw: Mapping[str, Any]) -> Service:
         created_at=text("creationTime"),
         snapshot_id=text("snapshotId"),
         my_permission=text("myPermissionOnService"),
+        code=text("code"),
+        init_code=text("initCode"),
         raw=raw,
     )
 

@@ -11,7 +11,8 @@ import hashlib
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -20,12 +21,15 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.protocol import routes
 from airflow_mlbatch.protocol.documents import write_execution_id, write_tokens
-from airflow_mlbatch.protocol.intake import RecordReader, read_login, read_renewal
+from airflow_mlbatch.protocol.intake import read_login, read_renewal
+from airflow_mlbatch.protocol.publications import read_publication, read_session_request
 from airflow_mlbatch.protocol.results import BatchStatus, batch_document, read_record_result
 from airflow_mlbatch.protocol.routes import Route
-from airflow_mlbatch.protocol.services import Service, write_service
+from airflow_mlbatch.protocol.services import write_service
 from airflow_mlbatch.server.auth import Denied, NewTokens, Throttled, Tokens
+from airflow_mlbatch.server.catalogue import Catalogue, Entry, SupersededError
 from airflow_mlbatch.server.folder import DataFolder
+from airflow_mlbatch.server.publishing import Publishing
 from airflow_mlbatch.server.replies import (
     EXECUTION_NOT_FOUND,
     FILE_NOT_FOUND,
@@ -36,6 +40,7 @@ from airflow_mlbatch.server.replies import (
 )
 from airflow_mlbatch.server.requests import (
     bearer_token,
+    body_pieces,
     count_parameter,
     flag_parameter,
     idempotency_key,
@@ -63,6 +68,7 @@ log = logging.getLogger(__name__)
 Names = Mapping[str, str]
 DEFAULT_PARALLEL_COUNT = 10
 _MOST_LOGIN_BYTES = 64 * 1024
+_MOST_PUBLICATION_BYTES = 16 * 1024 * 1024
 _PIECE_BYTES = 256 * 1024
 # A poll wants the head of the document and hangs up: little is read for it in vain.
 _FIRST_PIECE_BYTES = 8 * 1024
@@ -74,10 +80,12 @@ class Limits:
 
     :param max_body_bytes: most bytes of a request's body
     :param max_records: most records of a batch
+    :param max_object_bytes: most bytes of an object that a service is published with
     """
 
     max_body_bytes: int
     max_records: int
+    max_object_bytes: int
 
 
 class DeletedMeanwhile(Exception):
@@ -88,8 +96,9 @@ class DeletedMeanwhile(Exception):
 class App:
     """The ASGI application.
 
-    :param services: what is published, by name and version
+    :param catalogue: what is published
     :param has_keys: whether it takes idempotency keys; without them it is like the vendor's server
+    :param publishing: brings services in; ``None`` where that is not allowed
     """
 
     store: Store
@@ -97,14 +106,11 @@ class App:
     tokens: Tokens
     folder: DataFolder
     limits: Limits
-    services: Mapping[tuple[str, str], Service]
+    catalogue: Catalogue
     has_keys: bool = True
-    _readers: dict[tuple[str, str], RecordReader] = field(init=False)
+    publishing: Publishing | None = None
 
     def __post_init__(self) -> None:
-        self._readers = {
-            key: RecordReader(service.inputs) for key, service in self.services.items()
-        }
         self._handlers: dict[str, Callable[[Request, Names], Awaitable[Response]]] = {
             routes.LOGIN.name: self._log_in,
             routes.RENEW.name: self._renew,
@@ -121,6 +127,15 @@ class App:
             routes.CANCEL_BATCH.name: self._cancel_batch,
             routes.FILES.name: self._list_files,
             routes.FILE.name: self._file,
+            routes.PUBLISH.name: self._publish,
+            routes.PUBLISH_VERSION.name: self._publish,
+            routes.UPDATE_VERSION.name: self._update,
+            routes.DELETE_VERSION.name: self._delete,
+            routes.CREATE_SESSION.name: self._create_session,
+            routes.SET_OBJECT.name: self._set_object,
+            routes.CREATE_SNAPSHOT.name: self._create_snapshot,
+            routes.CLOSE_SESSION.name: self._close_session,
+            routes.DELETE_SNAPSHOT.name: self._delete_snapshot,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -164,7 +179,11 @@ class App:
 
     async def _dispatch(self, request: Request, found: tuple[Route, Names] | None) -> Response:
         if found is None:
-            raise _no_route(raw_path(request))
+            path = raw_path(request)
+            if operation := routes.name_not_offered(request.method, path):
+                self._check_token(request)
+                raise Refusal(501, f"This server does not offer {operation}")
+            raise _no_route(path)
         route, names = found
         if not route.is_open:
             self._check_token(request)
@@ -214,47 +233,102 @@ class App:
             },
             "details": {
                 "activeExecutions": runner.active_executions,
-                "publishedServices": len(self.services),
+                "publishedServices": len(self.catalogue),
             },
         }
 
     async def _list_services(self, request: Request, names: Names) -> Response:
-        return json_reply([write_service(service) for service in self.services.values()])
+        return json_reply([write_service(service) for service in self.catalogue.services()])
 
     async def _list_versions(self, request: Request, names: Names) -> Response:
-        found = [service for service in self.services.values() if service.name == names["name"]]
+        found = self.catalogue.services(names["name"])
         if not found:
             raise Refusal(404, SERVICE_NOT_FOUND)
         return json_reply([write_service(service) for service in found])
 
     async def _list_version(self, request: Request, names: Names) -> Response:
-        return json_reply([write_service(self._service(names))])
+        return json_reply([write_service(self._entry(names).service)])
 
     async def _swagger(self, request: Request, names: Names) -> Response:
-        return json_reply(swagger_document(self._service(names)))
+        return json_reply(swagger_document(self._entry(names).service))
 
-    def _service(self, names: Names) -> Service:
-        service = self.services.get((names["name"], names["version"]))
-        if service is None:
+    def _entry(self, names: Names) -> Entry:
+        entry = self.catalogue.get(names["name"], names["version"])
+        if entry is None:
             raise Refusal(404, SERVICE_NOT_FOUND)
-        return service
+        return entry
+
+    # --- publishing ---
+
+    def _publishing(self) -> Publishing:
+        if self.publishing is None:
+            raise Refusal(
+                403, "Publishing is off on this server: start it with --allow-publish to turn it on"
+            )
+        return self.publishing
+
+    async def _publish(self, request: Request, names: Names) -> Response:
+        publishing = self._publishing()
+        publication = read_publication(await read_body(request, _MOST_PUBLICATION_BYTES))
+        version = names.get("version") or str(uuid.uuid4())
+        await publishing.publish(names["name"], version, publication)
+        return json_reply(version, routes.PUBLISH.success)
+
+    async def _update(self, request: Request, names: Names) -> Response:
+        publishing = self._publishing()
+        publication = read_publication(await read_body(request, _MOST_PUBLICATION_BYTES))
+        await publishing.update(names["name"], names["version"], publication)
+        return json_reply(names["version"])
+
+    async def _delete(self, request: Request, names: Names) -> Response:
+        await self._publishing().delete(names["name"], names["version"])
+        return json_reply(names["version"])
+
+    async def _create_session(self, request: Request, names: Names) -> Response:
+        sessions = self._publishing().sessions
+        runtime = read_session_request(await read_body(request, _MOST_LOGIN_BYTES))
+        session_id = await sessions.create(runtime)
+        return json_reply({"sessionId": session_id}, routes.CREATE_SESSION.success)
+
+    async def _set_object(self, request: Request, names: Names) -> Response:
+        pieces = body_pieces(request, self.limits.max_object_bytes)
+        await self._publishing().sessions.set_object(names["id"], names["objectName"], pieces)
+        return json_reply({})
+
+    async def _create_snapshot(self, request: Request, names: Names) -> Response:
+        sessions = self._publishing().sessions
+        # A name may come; a snapshot is spoken of by its id alone.
+        await read_body(request, _MOST_LOGIN_BYTES)
+        snapshot_id = await sessions.create_snapshot(names["id"])
+        return json_reply({"snapshotId": snapshot_id}, routes.CREATE_SNAPSHOT.success)
+
+    async def _close_session(self, request: Request, names: Names) -> Response:
+        await self._publishing().sessions.close(names["id"])
+        return json_reply(names["id"])
+
+    async def _delete_snapshot(self, request: Request, names: Names) -> Response:
+        await self._publishing().sessions.delete_snapshot(names["id"])
+        return json_reply(names["id"])
 
     # --- scoring ---
 
     async def _consume(self, request: Request, names: Names) -> Response:
-        service = self._service(names)
+        self._entry(names)
         body = await read_body(request, self.limits.max_body_bytes)
-        self._readers[service.name, service.version].values(body)
-        return json_reply(await self.runner.call(service, body))
+        # Not the one from before the body: it may have been replaced while that arrived.
+        entry = self._entry(names)
+        entry.reader.values(body)
+        return json_reply(await self.runner.call(entry, body))
 
     async def _start_batch(self, request: Request, names: Names) -> Response:
-        service = self._service(names)
         parallel_count = count_parameter(request, "parallelCount", DEFAULT_PARALLEL_COUNT)
         key_text = idempotency_key(request) if self.has_keys else None
+        if key_text is None:
+            self._entry(names)
         body = await read_body(request, self.limits.max_body_bytes)
         key = None if key_text is None else await asyncio.to_thread(_start_key, key_text, body)
         try:
-            execution, is_new = await self._started(service, parallel_count, body, key)
+            execution, is_new = await self._started(names, parallel_count, body, key)
         except OtherBodyError as error:
             raise Refusal(
                 422,
@@ -267,37 +341,38 @@ class App:
         return reply
 
     async def _started(
-        self, service: Service, parallel_count: int, body: bytes, key: StartKey | None
+        self, names: Names, parallel_count: int, body: bytes, key: StartKey | None
     ) -> tuple[Execution, bool]:
         """Start a batch, or find the one that its key has started; whether it is new."""
         if key is not None:
-            # First of all: neither a full disk nor a new limit concerns a batch that is there.
-            known = self.store.started_with(service.name, service.version, key)
+            # First of all: neither a full disk nor a new limit concerns a batch that is there, nor
+            # does it that the service was deleted meanwhile.
+            known = self.store.started_with(names["name"], names["version"], key)
             if known is not None:
                 return known, False
-        records = await self._admitted(service, body)
-        execution, is_new = await self.store.write(
-            self.store.add_execution,
-            str(uuid.uuid4()),
-            service.name,
-            service.version,
-            parallel_count,
-            records,
-            key,
-        )
-        if is_new:
-            self.runner.add(execution)
-        return execution, is_new
+        self._check_room(len(body))
+        while True:
+            entry = self._entry(names)
+            records = await self._split(entry, body)
+            # What it begins with may be replaced just now: then it begins with the new one.
+            with suppress(SupersededError):
+                execution, is_new = await self.catalogue.start_batch(
+                    entry, str(uuid.uuid4()), parallel_count, records, key
+                )
+                if is_new:
+                    self.runner.add(execution, entry.program)
+                return execution, is_new
 
-    async def _admitted(self, service: Service, body: bytes) -> Sequence[Any]:
-        """The records of a new batch, each as JSON text, if there is room for them."""
+    def _check_room(self, size: int) -> None:
         if problem := self.runner.storage_problem:
             # Outcomes do not get away: what comes now would only wait behind them.
             raise StorageError(problem)
-        self.folder.check_room(len(body))
-        reader = self._readers[service.name, service.version]
+        self.folder.check_room(size)
+
+    async def _split(self, entry: Entry, body: bytes) -> Sequence[Any]:
+        """The records of a new batch, each as JSON text."""
         # In a thread: a million records take a second.
-        records = await asyncio.to_thread(reader.split, body)
+        records = await asyncio.to_thread(entry.reader.split, body)
         if len(records) > self.limits.max_records:
             raise Refusal(
                 413,
@@ -316,7 +391,7 @@ class App:
             key, is_prefix = asked
             ids = self.store.ids_by_key(names["name"], names["version"], key, is_prefix=is_prefix)
         if not ids:
-            self._service(names)
+            self._entry(names)
         return json_reply(ids)
 
     async def _batch(self, request: Request, names: Names) -> Response:
@@ -379,7 +454,7 @@ class App:
     def _execution(self, names: Names) -> Execution:
         execution = self.store.execution(names["name"], names["version"], names["executionId"])
         if execution is None:
-            self._service(names)
+            self._entry(names)
             raise Refusal(404, EXECUTION_NOT_FOUND)
         return execution
 

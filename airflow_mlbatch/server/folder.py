@@ -6,7 +6,9 @@
     account.json, token.key  see auth; mode 0600
     mlbatch.sqlite           see store; mode 0600
     executions/<id>/<index>/ artifacts
-    work/                    folders that records run in; nothing in it outlives the server
+    services/<id>/           objects of published services, one folder for each form of a service
+    work/                    folders that records run in, sessions and snapshots; nothing in it
+                             outlives the server
     trash/                   what is being removed
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -22,7 +25,7 @@ from typing import IO
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.server.store import StorageError
 
-__all__ = ["DISK_FULL", "DataFolder", "has_room"]
+__all__ = ["DISK_FULL", "DataFolder", "has_room", "link_files"]
 
 DISK_FULL = "storage: the disk is full"
 # What is left of a disk that counts as full: logins and deletions have to be written, too, or nobody
@@ -33,6 +36,35 @@ _LEAST_FREE_BYTES = 16 * 1024 * 1024
 def has_room(folder: Path, size: int = 0) -> bool:
     """Whether so many bytes may be added in a folder."""
     return shutil.disk_usage(folder).free >= _LEAST_FREE_BYTES + size
+
+
+def link_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Make a folder with the same files as another one, without copying them where that is possible.
+
+    When it returns, the folder is on the disk, and so are the files if those of the other one were.
+    """
+    target.mkdir(mode=0o700)
+    for name in names:
+        try:
+            os.link(source / name, target / name)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            # Not every file system has hard links.
+            shutil.copyfile(source / name, target / name)
+            _sync(target / name)
+    _sync(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class DataFolder:
@@ -46,6 +78,7 @@ class DataFolder:
         self.database = path / "mlbatch.sqlite"
         self.work = path / "work"
         self._executions = path / "executions"
+        self._services = path / "services"
         self._trash = path / "trash"
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -90,6 +123,21 @@ class DataFolder:
             if entry not in known_ids:
                 self.discard(entry)
 
+    def program(self, program_id: str) -> Path:
+        """Where the objects of a published service lie."""
+        return self._services / program_id
+
+    def discard_program(self, program_id: str) -> None:
+        """Have the objects of a published service out of the way."""
+        with suppress(FileNotFoundError):
+            os.replace(self.program(program_id), self._trash / uuid.uuid4().hex)
+
+    def discard_unknown_programs(self, known_ids: set[str]) -> None:
+        """Discard what belongs to no program: left by a server that stopped while publishing."""
+        for entry in os.listdir(self._services):
+            if entry not in known_ids:
+                self.discard_program(entry)
+
     def empty_trash(self) -> None:
         """Remove what was discarded."""
         for entry in self._trash.iterdir():
@@ -98,7 +146,7 @@ class DataFolder:
     def _tidy(self) -> None:
         # Left by a server that was killed: workers of it that still live end by themselves.
         shutil.rmtree(self.work, ignore_errors=True)
-        for folder in (self.work, self._executions, self._trash):
+        for folder in (self.work, self._executions, self._services, self._trash):
             # Also where the data folder itself is open to others: records are nobody else's.
             folder.mkdir(mode=0o700, exist_ok=True)
 

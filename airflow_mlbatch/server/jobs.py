@@ -6,9 +6,10 @@ Law: a position is handed out to one worker at a time, and never again once it h
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from airflow_mlbatch.server.programs import Program
 from airflow_mlbatch.server.store import Execution, Store
 
 __all__ = ["Job", "Jobs"]
@@ -34,6 +35,8 @@ class Job:
     :param window: the next records, read ahead from the store
     :param next_position: where reading on begins
     :param busy: how many workers are on it
+    :param program: what runs, where that was published over HTTP
+    :param failed_loads: how many workers in a row could not load that
     """
 
     execution: Execution
@@ -46,16 +49,25 @@ class Job:
     task_size: int = 1
     is_started: bool = False
     is_cancelled: bool = False
+    program: Program | None = None
+    failed_loads: int = 0
 
     @classmethod
-    def of(cls, execution: Execution, max_parallel: int, done_positions: Iterable[int]) -> Job:
+    def of(
+        cls,
+        execution: Execution,
+        max_parallel: int,
+        done_positions: Iterable[int],
+        program: Program | None = None,
+    ) -> Job:
         """Take an execution up where it is."""
         done = bytearray(execution.total)
         for position in done_positions:
             done[position] = 1
         left = execution.total - sum(done)
         limit = min(execution.parallel_count, max_parallel)
-        return cls(execution, limit, done, left, is_started=left < execution.total)
+        is_started = left < execution.total
+        return cls(execution, limit, done, left, is_started=is_started, program=program)
 
     def has_work(self, store: Store) -> bool:
         """Whether there is a record to hand out now; reads ahead."""
@@ -127,11 +139,15 @@ class Jobs:
             self._turns.remove(job)
         return job
 
-    def forget_finished(self, numbers: set[int]) -> None:
-        """Forget those of these executions whose last outcome is stored."""
-        for job in list(self._by_id.values()):
-            if job.execution.number in numbers and not job.left:
-                self.remove(job.execution.id)
+    def __iter__(self) -> Iterator[Job]:
+        return iter(list(self._by_id.values()))
+
+    def forget_finished(self, numbers: set[int]) -> list[Job]:
+        """Forget those of these executions whose last outcome is stored; returns them."""
+        finished = [job for job in self if job.execution.number in numbers and not job.left]
+        for job in finished:
+            self.remove(job.execution.id)
+        return finished
 
     def next(self, store: Store) -> Job | None:
         """The job whose turn it is and that has a record to hand out."""

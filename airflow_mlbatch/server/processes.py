@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from airflow_mlbatch.errors import InputError
+from airflow_mlbatch.protocol.documents import shown
 from airflow_mlbatch.protocol.services import Service
 from airflow_mlbatch.server.wire import LENGTH, Hello, Outcome, Task, ToServer, frame, to_server
 from airflow_mlbatch.server.worker import WorkerSettings, work
@@ -24,6 +27,8 @@ __all__ = ["ServicesError", "Worker", "start_worker"]
 
 _START_SECONDS = 300
 _BURY_SECONDS = 5
+_LAST_WORDS_READ = 4_000
+_LAST_WORDS_SHOWN = 280
 _READ_BYTES = 1024 * 1024
 
 
@@ -54,7 +59,7 @@ class ServicesError(InputError):
 class Worker:
     """A worker process that has loaded the services.
 
-    :param services: what it can run
+    :param scratch: where it makes its folder
     """
 
     def __init__(
@@ -62,7 +67,9 @@ class Worker:
         process: BaseProcess,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        scratch: Path,
     ) -> None:
+        self._scratch = scratch
         self._process, self._reader, self._writer = process, reader, writer
         self._killed_because = ""
         self.services: list[Service] = []
@@ -84,25 +91,29 @@ class Worker:
         """Whether this server has ended it."""
         return bool(self._killed_because)
 
-    async def hear_hello(self) -> None:
+    async def hear_hello(self, settings: WorkerSettings, seconds: float) -> None:
         """Wait until it has loaded the services.
 
         :raises ServicesError: it cannot, and says why
         :raises InputError: it died, or says nothing
         """
+        what, them = "services", "them"
+        if settings.program is not None:
+            name, version = settings.program.key
+            what, them = f"service {name!r} version {version!r}", "it"
         try:
-            hello = await asyncio.wait_for(self._receive(), _START_SECONDS)
+            hello = await asyncio.wait_for(self._receive(), seconds)
         except asyncio.TimeoutError:
-            raise InputError(
-                f"services: found nothing loaded within {_START_SECONDS} seconds"
-            ) from None
+            raise InputError(f"{what}: found nothing loaded within {seconds:g} seconds") from None
         if not isinstance(hello, Hello):
             await self.end()
             raise InputError(
-                f"services: the worker died while loading them ({self.cause_of_death})"
+                f"{what}: the worker died while loading {them} ({self.cause_of_death})"
+                + await asyncio.to_thread(_last_words, settings.last_words)
             )
         if hello.problem:
-            raise ServicesError(hello.problem, hello.details)
+            problem = hello.problem if settings.program is None else f"{what}, {hello.problem}"
+            raise ServicesError(problem, hello.details)
         self.services = [described.service() for described in hello.services]
 
     async def run(self, task: Task, purpose: object, take: Callable[[Outcome], None]) -> bool:
@@ -134,6 +145,11 @@ class Worker:
             return True
         finally:
             self.purpose = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can still be given a task."""
+        return self._process.is_alive() and not self._reader.at_eof()
 
     async def is_alive_until(self, event: asyncio.Event) -> bool:
         """Wait for an event or for the death of this worker; whether it lives."""
@@ -182,6 +198,8 @@ class Worker:
             self.kill("")
             await asyncio.to_thread(self._process.join, _BURY_SECONDS)
         self._kill_group()
+        if self._process.pid is not None:
+            await asyncio.to_thread(_remove_folder, self._scratch, self._process.pid)
         self.cause_of_death = self._killed_because or _cause(self._process.exitcode)
 
     async def _receive(self) -> ToServer | None:
@@ -193,9 +211,10 @@ class Worker:
             return None
 
 
-async def start_worker(settings: WorkerSettings) -> Worker:
+async def start_worker(settings: WorkerSettings, seconds: float = _START_SECONDS) -> Worker:
     """Start a worker process and wait until it has loaded the services.
 
+    :param seconds: how long that may take
     :raises InputError: the services cannot be loaded
     """
     ours, theirs = socket.socketpair()
@@ -212,14 +231,35 @@ async def start_worker(settings: WorkerSettings) -> Worker:
             raise
     ours.setblocking(False)
     reader, writer = await asyncio.open_connection(sock=ours, limit=_READ_BYTES)
-    worker = Worker(process, reader, writer)
+    worker = Worker(process, reader, writer, settings.scratch)
     try:
-        await worker.hear_hello()
+        await worker.hear_hello(settings, seconds)
     except BaseException:
         worker.kill("it cannot be used")
         await _to_the_end(worker.end())
         raise
     return worker
+
+
+def _remove_folder(scratch: Path, pid: int) -> None:
+    """Remove what a worker that was killed has left."""
+    shutil.rmtree(scratch / f"worker-{pid}", ignore_errors=True)
+
+
+def _last_words(path: Path | None) -> str:
+    """The end of what a worker has said on stderr, as a part of a sentence."""
+    try:
+        text = path.read_bytes()[-_LAST_WORDS_READ:].decode("utf-8", "replace") if path else ""
+    except OSError:
+        text = ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for place, line in enumerate(lines):
+        if line.startswith("Fatal Python error"):
+            # What follows is the stack of the loader, not of what it was loading.
+            del lines[place + 1 :]
+            break
+    said = "; ".join(lines)[-_LAST_WORDS_SHOWN:]
+    return f"; its last words: {shown(said.encode())}" if said else ""
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:

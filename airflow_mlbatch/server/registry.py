@@ -19,7 +19,16 @@ from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.protocol.services import Parameter, Service
 from airflow_mlbatch.protocol.values import TYPES, TypeName
 
-__all__ = ["DEMO_SERVICES", "Published", "is_file_source", "load_services", "service"]
+__all__ = [
+    "DEMO_SERVICES",
+    "Published",
+    "check_service_name",
+    "declared_artifacts",
+    "declared_parameters",
+    "is_file_source",
+    "load_services",
+    "service",
+]
 
 DEMO_SERVICES = "airflow_mlbatch.demo.services"
 
@@ -82,21 +91,12 @@ def service(
     :raises InputError: names the service and the word of the declaration that cannot be used
     """
     where = f"service {name!r} version {version!r}"
-    for what, word in (("name", name), ("version", version)):
-        # HTTP clients fold "." and ".." into the path: such a service could not be asked for.
-        if not isinstance(word, str) or not word.isprintable() or word in ("", ".", ".."):
-            raise InputError(
-                f"{where}: found {what} {word!r}, expected text that can stand in a URL"
-            )
+    check_service_name(where, name, version)
     if not isinstance(description, str):
         raise InputError(f"{where}: found description {description!r:.80}, expected text")
-    takes = tuple(_parameters(where, "inputs", inputs))
-    gives = tuple(_parameters(where, "outputs", outputs))
-    if isinstance(artifacts, str):
-        raise InputError(f"{where}, artifacts: found {artifacts!r:.80}, expected a list of names")
-    files = tuple(_artifact(where, file) for file in artifacts)
-    if len({file.casefold() for file in files}) < len(files):
-        raise InputError(f"{where}: found artifacts of one name, expected different names")
+    takes = declared_parameters(where, "inputs", inputs)
+    gives = declared_parameters(where, "outputs", outputs)
+    files = declared_artifacts(where, artifacts)
 
     def publish(function: F) -> F:
         _check_signature(where, function, takes)
@@ -121,6 +121,45 @@ def service(
         return function
 
     return publish
+
+
+def check_service_name(where: str, name: Any, version: Any) -> None:
+    """Refuse a name or a version that no URL can carry.
+
+    :param where: what the error begins with
+    :raises InputError: it is none
+    """
+    for what, word in (("name", name), ("version", version)):
+        # HTTP clients fold "." and ".." into the path: such a service could not be asked for.
+        if not isinstance(word, str) or not word.isprintable() or word in ("", ".", ".."):
+            raise InputError(
+                f"{where}: found {what} {word!r:.80}, expected text that can stand in a URL"
+            )
+
+
+def declared_parameters(
+    where: str, what: str, declared: Mapping[str, Any]
+) -> tuple[Parameter, ...]:
+    """Check the declared inputs or outputs of a service.
+
+    :param where: what an error begins with
+    :param what: ``inputs`` or ``outputs``
+    :raises InputError: names the parameter whose name or type cannot be used
+    """
+    return tuple(_parameters(where, what, declared))
+
+
+def declared_artifacts(where: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Check the declared file names of a service: plain names that stay in their folder.
+
+    :raises InputError: names the one that is not, or says that two are the same
+    """
+    if isinstance(names, str):
+        raise InputError(f"{where}, artifacts: found {names!r:.80}, expected a list of names")
+    files = tuple(_artifact(where, file) for file in names)
+    if len({file.casefold() for file in files}) < len(files):
+        raise InputError(f"{where}: found artifacts of one name, expected different names")
+    return files
 
 
 def load_services(sources: Iterable[str]) -> dict[tuple[str, str], Published]:

@@ -19,6 +19,7 @@ from airflow_mlbatch.server.replies import Refusal, bad_request
 
 __all__ = [
     "bearer_token",
+    "body_pieces",
     "count_parameter",
     "flag_parameter",
     "idempotency_key",
@@ -58,10 +59,17 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     :raises Refusal: 413 above the limit, 415 for a packed one, 408 when it stops arriving, or as good
         as stops
     """
+    return b"".join([piece async for piece in body_pieces(request, max_bytes)])
+
+
+async def body_pieces(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+    """Read the body piece by piece, for what is better not held whole.
+
+    :raises Refusal: as :func:`read_body`
+    """
     encoding = request.headers.get("content-encoding", "identity").strip().casefold()
     if encoding not in ("", "identity"):
         raise Refusal(415, f"content-encoding: found {encoding!r:.80}, expected none")
-    pieces: list[bytes] = []
     size = 0
     stream = request.stream()
     loop = asyncio.get_running_loop()
@@ -72,17 +80,16 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
             patience = _SILENCE_SECONDS - max(0.0, in_debt)
             piece = await asyncio.wait_for(anext(stream, None), max(0.0, patience))
             if piece is None:
-                return b"".join(pieces)
+                return
             size += len(piece)
             if size > max_bytes:
-                pieces.clear()
                 await _discard(stream, max_bytes)
                 raise Refusal(
                     413,
                     f"body: found more than {max_bytes:,} bytes, the limit of this server",
                     {"connection": "close"},
                 )
-            pieces.append(piece)
+            yield piece
     except asyncio.TimeoutError:
         raise Refusal(408, "body: it stopped arriving", {"connection": "close"}) from None
     except ClientDisconnect:

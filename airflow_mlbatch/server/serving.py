@@ -20,8 +20,10 @@ from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.protocol.services import Service
 from airflow_mlbatch.server.app import App, Limits
 from airflow_mlbatch.server.auth import Tokens, load_account
+from airflow_mlbatch.server.catalogue import Catalogue
 from airflow_mlbatch.server.folder import DataFolder
 from airflow_mlbatch.server.lines import Line
+from airflow_mlbatch.server.publishing import Publishing
 from airflow_mlbatch.server.registry import is_file_source
 from airflow_mlbatch.server.runner import Runner, RunnerSettings
 from airflow_mlbatch.server.store import StorageError, Store
@@ -46,6 +48,12 @@ class ServerSettings:
     :param max_worker_growth: a worker is replaced when its memory has grown by so many bytes
         since it had loaded the services; 0 for never
     :param has_keys: whether starts may carry idempotency keys
+    :param allow_publish: whether services may be published over HTTP; those that were published
+        before are served in any case
+    :param max_object_bytes: most bytes of an object that a service is published with
+    :param max_service_memory: most bytes of memory for a worker of a published service; 0 for no
+        limit
+    :param load_timeout: seconds that a published service may take to be loaded
     """
 
     sources: Sequence[str]
@@ -63,6 +71,10 @@ class ServerSettings:
     max_records_per_worker: int = 0
     max_worker_growth: int = 0
     has_keys: bool = True
+    allow_publish: bool = False
+    max_object_bytes: int = 2 * 1024 * 1024 * 1024
+    max_service_memory: int = 0
+    load_timeout: float = 120
 
 
 def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
@@ -128,13 +140,17 @@ async def _serve(
     try:
         tokens = Tokens(folder.path, store, account, settings.token_lifetime)
         await tokens.start()
-        services = _published(await runner.start(), settings.username)
+        built_in = _published(await runner.start(), settings.username)
+        catalogue = Catalogue(store, folder, built_in)
         folder.discard_unknown(store.known_ids())
-        await runner.resume(services)
-        limits = Limits(settings.max_body_bytes, settings.max_records)
-        app = App(store, runner, tokens, folder, limits, services, settings.has_keys)
-        names = ", ".join(f"{name} {version}" for name, version in services)
-        ready = f"mlbatch serve: ready on {_url(line)} (services: {names})"
+        await runner.resume(catalogue)
+        limits = Limits(settings.max_body_bytes, settings.max_records, settings.max_object_bytes)
+        publishing = None
+        if settings.allow_publish:
+            publishing = Publishing(catalogue, runner, folder, settings.username)
+        app = App(store, runner, tokens, folder, limits, catalogue, settings.has_keys, publishing)
+        names = ", ".join(f"{one.name} {one.version}" for one in catalogue.services())
+        ready = f"mlbatch serve: ready on {_url(line)} (services: {names or 'none yet'})"
         # uvicorn repeats the signal that has stopped it to whoever listened before.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
@@ -156,8 +172,11 @@ def _runner(settings: ServerSettings, folder: DataFolder, store: Store) -> Runne
         scratch=folder.work,
         max_records=settings.max_records_per_worker,
         max_growth=settings.max_worker_growth,
+        max_memory=settings.max_service_memory,
     )
-    records = RunnerSettings(settings.workers, settings.max_parallel, settings.record_timeout)
+    records = RunnerSettings(
+        settings.workers, settings.max_parallel, settings.record_timeout, settings.load_timeout
+    )
     return Runner(store, folder, worker, records)
 
 

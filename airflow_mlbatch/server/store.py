@@ -306,7 +306,17 @@ class Store:
         """Forget the pairs that have expired by then."""
         self._writer.execute("DELETE FROM pairs WHERE expires_at <= ?", (expired_at,))
 
+    @property
+    def writer(self) -> sqlite3.Connection:
+        """The connection of the writer's thread, for what others write through :meth:`write`."""
+        return self._writer
+
     # --- reading: from any thread ---
+
+    @property
+    def reader(self) -> sqlite3.Connection:
+        """A connection of this thread, for what others read."""
+        return self._reader
 
     def execution(self, service: str, version: str, execution_id: str) -> Execution | None:
         """Find an execution of a service."""

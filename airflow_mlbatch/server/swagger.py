@@ -195,7 +195,7 @@ def _operation(
         "security": [{"Bearer": []}],
         "tags": [service.name],
         "summary": summary,
-        "operationId": service.operation_id if route is routes.CONSUME else route.name,
+        "operationId": _operation_id(service, route),
         "consumes": ["application/json"],
         "produces": ["application/json"],
         "parameters": parameters,
@@ -204,6 +204,10 @@ def _operation(
             "default": {"description": f"400: bad request, {errors}", "schema": _ref("Error")},
         },
     }
+
+
+def _operation_id(service: Service, route: Route) -> str:
+    return (service.operation_id if route is routes.CONSUME else "") or route.name
 
 
 def _path(service: Service, route: Route) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import faulthandler
 import io
 import os
 import shutil
@@ -32,7 +33,8 @@ from airflow_mlbatch.protocol.results import write_record_result
 from airflow_mlbatch.protocol.services import Service
 from airflow_mlbatch.protocol.values import Misfit, to_wire
 from airflow_mlbatch.server.folder import has_room
-from airflow_mlbatch.server.registry import Published, load_services
+from airflow_mlbatch.server.programs import Program
+from airflow_mlbatch.server.registry import load_services
 from airflow_mlbatch.server.wire import LENGTH, Described, Hello, Outcome, Task, decode_task, frame
 
 __all__ = ["WorkerSettings", "work"]
@@ -52,12 +54,18 @@ class WorkerSettings:
     :param max_records: leave after so many records; 0 for never
     :param max_growth: leave when memory has grown by so many bytes since the services were loaded;
         0 for never
+    :param program: the published service that it belongs to, in place of those of ``sources``
+    :param max_memory: most bytes of memory for a program; 0 for no limit
+    :param last_words: a file for what a program says on stderr while it is loaded
     """
 
     sources: Sequence[str]
     scratch: Path
     max_records: int = 0
     max_growth: int = 0
+    program: Program | None = None
+    max_memory: int = 0
+    last_words: Path | None = None
 
 
 def work(line: socket.socket, settings: WorkerSettings) -> None:
@@ -68,16 +76,16 @@ def work(line: socket.socket, settings: WorkerSettings) -> None:
 
 
 def _work(line: socket.socket, settings: WorkerSettings) -> None:
+    folder = _Folder(settings.scratch / f"worker-{os.getpid()}")
     try:
-        services = load_services(settings.sources)
+        with _LastWords(settings.last_words):
+            runners = _loaded(settings, folder)
     except MLBatchError as error:
         cause = error.__cause__
         details = "".join(traceback.format_exception(cause)) if cause is not None else ""
         line.sendall(frame(Hello([], _sendable(str(error)), _sendable(details))))
         return
-    line.sendall(frame(Hello([Described.of(one.description) for one in services.values()])))
-    folder = _Folder(settings.scratch / f"worker-{os.getpid()}")
-    runners = {key: _Scorer(published, folder) for key, published in services.items()}
+    line.sendall(frame(Hello([Described.of(scorer.service) for scorer in runners.values()])))
     limits = _Limits(settings)
     with line, line.makefile("rb") as words:
         while True:
@@ -88,6 +96,61 @@ def _work(line: socket.socket, settings: WorkerSettings) -> None:
             if not _run(task, runners[task.name, task.version], line, limits):
                 break
     folder.remove()
+
+
+def _loaded(settings: WorkerSettings, folder: _Folder) -> dict[tuple[str, str], _Scorer]:
+    """What this worker can run.
+
+    :raises MLBatchError: it cannot be loaded
+    """
+    if settings.program is None:
+        # A server may have no service but those that are published on it.
+        published = load_services(settings.sources) if settings.sources else {}
+        return {
+            key: _Scorer(one.description, folder, one.function) for key, one in published.items()
+        }
+    _become_expendable(settings.max_memory)
+    # What it writes while it is loaded is nobody's, and goes with the folder.
+    folder.enter()
+    try:
+        return {settings.program.key: _ProgramScorer(settings.program, folder)}
+    finally:
+        folder.leave()
+
+
+def _become_expendable(max_memory: int) -> None:
+    """Let what was published by others harm this process only."""
+    with contextlib.suppress(OSError):
+        # Whom Linux kills first when memory runs out: not the server.
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        if max_memory:
+            resource.setrlimit(resource.RLIMIT_AS, (max_memory, max_memory))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+class _LastWords:
+    """Sends stderr into a file for a while, so that somebody can read it if this process dies."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        if self._path is None:
+            return
+        self._stderr = os.dup(2)
+        with self._path.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+        faulthandler.enable(2, all_threads=False)
+
+    def __exit__(self, *error: object) -> None:
+        if self._path is None:
+            return
+        faulthandler.disable()
+        os.dup2(self._stderr, 2)
+        os.close(self._stderr)
 
 
 def _run(task: Task, scorer: _Scorer, line: socket.socket, limits: _Limits) -> bool:
@@ -266,13 +329,16 @@ class _Console(io.TextIOBase):
 
 
 class _Scorer:
-    """Scores records with one service."""
+    """Scores records with one service.
 
-    def __init__(self, published: Published, folder: _Folder) -> None:
-        self._function = published.function
-        self._service = published.description
-        self._reader = RecordReader(self._service.inputs)
-        self._outputs = _Outputs(self._service)
+    :param function: what it calls for each
+    """
+
+    def __init__(self, service: Service, folder: _Folder, function: Callable[..., Any]) -> None:
+        self.service = service
+        self._function = function
+        self._reader = RecordReader(service.inputs)
+        self._outputs = _Outputs(service)
         self._folder = folder
         self._console = _Console()
 
@@ -293,7 +359,7 @@ class _Scorer:
                 return b""
             problem = _told(error)
         try:
-            names = self._folder.take(self._service.artifacts, keep_in)
+            names = self._folder.take(self.service.artifacts, keep_in)
         except OSError as error:
             if self._folder.is_too_full(error):
                 return b""
@@ -319,7 +385,22 @@ class _Scorer:
 
     def _call(self, record: bytes) -> Mapping[str, Any]:
         with contextlib.redirect_stdout(self._console):
-            return self._outputs.read(self._function(**self._reader.values(record)))
+            return self._read(self._reader.values(record))
+
+    def _read(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self._outputs.read(self._function(**values))
+
+
+class _ProgramScorer(_Scorer):
+    """Scores records with a program: its outputs always come by name."""
+
+    def __init__(self, program: Program, folder: _Folder) -> None:
+        from airflow_mlbatch.server.python_program import PythonProgram
+
+        super().__init__(program.service, folder, PythonProgram(program).run)
+
+    def _read(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self._outputs.named(self._function(values))
 
 
 def _contents(names: Sequence[str], folder: str) -> dict[str, bytes]:
@@ -371,6 +452,10 @@ class _Outputs:
         for name in returned:
             if name not in self._kinds:
                 raise OutputError(f"output {name!r} is not declared")
+        return self.named(returned)
+
+    def named(self, returned: Mapping[str, Any]) -> Mapping[str, Any]:
+        """:raises OutputError: names the output that is missing or of another type"""
         for name in self._kinds:
             if name not in returned:
                 raise OutputError(f"output {name!r} is missing")

@@ -70,7 +70,7 @@ def test_it_stops_politely(tmp_path: Path) -> None:
 
 
 def test_nothing_to_serve() -> None:
-    assert_refused(mlbatch("serve"), "give --services SOURCE or --demo")
+    assert_refused(mlbatch("serve"), "give --services SOURCE, --demo or --allow-publish")
 
 
 @pytest.mark.parametrize(

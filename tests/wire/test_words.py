@@ -660,6 +660,8 @@ ARGUMENTS = {
     "version": "service_version",
     "executionId": "execution_id",
     "fileName": "file_name",
+    "id": "session or snapshot id",
+    "objectName": "object name",
 }
 
 
