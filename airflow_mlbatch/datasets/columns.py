@@ -10,7 +10,20 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from airflow_mlbatch.errors import DatasetError, RecordError
 
-__all__ = ["chosen_names", "listed", "refuse_duplicates", "repeated"]
+__all__ = [
+    "ERROR_COLUMN",
+    "INDEX_COLUMN",
+    "OWN_COLUMNS",
+    "SUCCESS_COLUMN",
+    "chosen_names",
+    "listed",
+    "refuse_duplicates",
+    "repeated",
+]
+
+# What this package adds to a scored table.
+INDEX_COLUMN, SUCCESS_COLUMN, ERROR_COLUMN = "mlbatch_index", "mlbatch_success", "mlbatch_error"
+OWN_COLUMNS = (INDEX_COLUMN, SUCCESS_COLUMN, ERROR_COLUMN)
 
 _LISTED = 30
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from airflow_mlbatch.datasets.jsonlines import is_json_text
+from airflow_mlbatch.datasets.columns import ERROR_COLUMN, INDEX_COLUMN, SUCCESS_COLUMN
+from airflow_mlbatch.datasets.jsonlines import ASKED, is_json_text
 from airflow_mlbatch.datasets.locations import StoragePath
-from airflow_mlbatch.datasets.scored import ERROR_COLUMN, INDEX_COLUMN, SUCCESS_COLUMN
 from airflow_mlbatch.datasets.soundness import shown
-from airflow_mlbatch.datasets.writers import ASKED, WrittenTable, open_table
+from airflow_mlbatch.datasets.writers import WrittenTable, open_table
 from airflow_mlbatch.errors import DatasetError, InputError, RecordsFailedError
 from airflow_mlbatch.protocol.results import RecordBlock, RecordResult
 

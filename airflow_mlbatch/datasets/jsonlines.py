@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
+    "ASKED",
     "JSON_TEXT",
     "columns_of",
+    "is_asked",
     "is_inferred",
     "is_json_text",
     "json_text",
@@ -32,6 +34,8 @@ __all__ = [
 
 # Metadata of an Arrow field whose strings are JSON texts of values of any type.
 JSON_TEXT: dict[bytes, bytes] = {b"mlbatch": b"json"}
+# Of one whose JSON text is what the caller wants, rather than a way out.
+ASKED: dict[bytes, bytes] = {b"mlbatch.asked": b"1"}
 # Of one whose type is that of the rows that were read: other rows of the table may show another.
 _INFERRED: dict[bytes, bytes] = {b"mlbatch.inferred": b"1"}
 
@@ -177,6 +181,11 @@ def scan_schema(
 def is_json_text(field: pa.Field) -> bool:
     """Whether a column holds JSON texts rather than texts."""
     return (field.metadata or {}).get(b"mlbatch") == b"json"
+
+
+def is_asked(field: pa.Field) -> bool:
+    """Whether a column of JSON texts is what the caller wants."""
+    return b"mlbatch.asked" in (field.metadata or {})
 
 
 def is_inferred(field: pa.Field) -> bool:

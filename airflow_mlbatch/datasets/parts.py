@@ -17,7 +17,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from airflow_mlbatch.datasets import jsonlines, locations
+from airflow_mlbatch.datasets.columns import INDEX_COLUMN
 from airflow_mlbatch.datasets.formats import named_format, table_format
+from airflow_mlbatch.datasets.kinds import KINDS
+from airflow_mlbatch.datasets.kinds.kind import Kind
 from airflow_mlbatch.datasets.locations import StoragePath
 from airflow_mlbatch.datasets.manifest import (
     MANIFEST_VERSION,
@@ -26,7 +29,6 @@ from airflow_mlbatch.datasets.manifest import (
     write_manifest,
 )
 from airflow_mlbatch.datasets.readers import open_rows
-from airflow_mlbatch.datasets.scored import INDEX_COLUMN
 from airflow_mlbatch.datasets.staging import write_whole
 from airflow_mlbatch.datasets.writers import WrittenTable, open_table
 from airflow_mlbatch.errors import DatasetError
@@ -51,7 +53,7 @@ MANIFEST_NAME, SUCCESS_NAME = "manifest.json", "_SUCCESS"
 # How far a part is trusted: its size, its bytes, or the row numbers in it.
 Check: TypeAlias = Literal["size", "checksum", "index"]
 
-_PART = re.compile(r"^part-\d{5,}\.(parquet|csv|tsv|jsonl)(\.gz)?$")
+_PART = re.compile(rf"^part-\d{{5,}}\.({'|'.join(kind.name for kind in KINDS)})(\.gz)?$")
 _STAGED_PART = re.compile(r"^\.part-\d{5,}\..*\.part$")
 _CHUNK = 4 * 1024 * 1024
 
@@ -316,8 +318,8 @@ def _with_one_schema(
     names = _merged_names(unlike)
     for name in names:
         _check_absent(name, unlike)
-    kind = table_format(folder / parts[0]["name"]).name
-    schema = _merged_schema(folder, unlike, names) if kind == "parquet" else None
+    kind = table_format(folder / parts[0]["name"]).kind
+    schema = _merged_schema(folder, unlike, names) if kind.has_column_types else None
     if schema is None:
         wanted = [(name, _text_kind(name, unlike, kind)) for name in names]
     else:
@@ -414,7 +416,7 @@ def _merged_field(
     return merged
 
 
-def _text_kind(name: str, parts: Sequence[_PartColumns], format: str) -> str:
+def _text_kind(name: str, parts: Sequence[_PartColumns], format: Kind) -> str:
     """What the manifest calls a column of text, whose values need no common type."""
     having = [part for part in parts if name in part.kinds]
     knowing = [part for part in having if name not in part.assumed] or having[:1]
@@ -424,7 +426,7 @@ def _text_kind(name: str, parts: Sequence[_PartColumns], format: str) -> str:
     if len(kinds) > 1:
         is_inferred = all(name in part.inferred for part in knowing)
         # Among other values, CSV holds a text as JSON, in quotes; in a column of texts it is bare.
-        if not is_inferred or (format != "jsonl" and "string" in kinds):
+        if not is_inferred or ("string" in kinds and not format.has_value_types):
             first, second, *_ = kinds.values()
             raise _contradiction(name, first, second)
         return "double" if kinds.keys() == {"int64", "double"} else "json"

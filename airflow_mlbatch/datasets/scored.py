@@ -30,7 +30,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from airflow_mlbatch.datasets.columns import listed, repeated
+from airflow_mlbatch.datasets.columns import (
+    ERROR_COLUMN,
+    INDEX_COLUMN,
+    OWN_COLUMNS,
+    SUCCESS_COLUMN,
+    listed,
+    repeated,
+)
+from airflow_mlbatch.datasets.formats import named_format
 from airflow_mlbatch.datasets.jsonlines import JSON_TEXT, json_text
 from airflow_mlbatch.datasets.nested import (
     ASSUMED,
@@ -41,7 +49,7 @@ from airflow_mlbatch.datasets.nested import (
     frame_type,
     nested_type,
 )
-from airflow_mlbatch.datasets.readers import TableRows
+from airflow_mlbatch.datasets.rows import TableRows
 from airflow_mlbatch.errors import DatasetError
 from airflow_mlbatch.protocol.results import RecordBlock
 from airflow_mlbatch.protocol.services import Parameter
@@ -50,9 +58,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
-    "ERROR_COLUMN",
-    "INDEX_COLUMN",
-    "SUCCESS_COLUMN",
     "DataFrames",
     "ScoredBatch",
     "ScoredRows",
@@ -60,8 +65,6 @@ __all__ = [
     "is_spread",
 ]
 
-INDEX_COLUMN, SUCCESS_COLUMN, ERROR_COLUMN = "mlbatch_index", "mlbatch_success", "mlbatch_error"
-OWN_COLUMNS = (INDEX_COLUMN, SUCCESS_COLUMN, ERROR_COLUMN)
 # Records without outputs cost little; a million of them would still be too many to hold.
 HELD_RECORDS = 100_000
 
@@ -474,7 +477,7 @@ def _with_floats(value: Any) -> Any:
 def _column_for(
     output: Parameter, format: str, spread: bool | None
 ) -> _Scalar | _JsonText | _Nested | _Frame:
-    is_typed = format == "parquet"
+    is_typed = named_format(format).kind.has_column_types
     if output.type == "data.frame":
         if spread is False and not is_typed:
             return _JsonText(output)

@@ -16,7 +16,55 @@ from airflow_mlbatch.errors import DatasetError, MLBatchError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["WatchedFile", "check_batch", "shown"]
+__all__ = ["UnpackedFile", "WatchedFile", "check_batch", "shown"]
+
+
+class UnpackedFile:
+    """Reads gzip; says so clearly when the file is none, or is cut short."""
+
+    def __init__(self, raw: BinaryIO, where: str) -> None:
+        import gzip
+
+        self._where = where
+        # Python's reader takes a file of no bytes for the gzip of nothing.
+        raw.seek(0)
+        if not raw.read(1):
+            raise DatasetError(f"{where}: found an empty file, expected gzip")
+        raw.seek(0)
+        self._file = gzip.GzipFile(fileobj=raw, mode="rb")
+
+    def read(self, size: int = -1) -> bytes:
+        import gzip
+        import zlib
+
+        try:
+            return self._file.read(size)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DatasetError(
+                f"{self._where}: found a file that gzip cannot unpack ({error})"
+            ) from None
+
+    def read1(self, size: int = -1) -> bytes:
+        return self.read(size)
+
+    def seek(self, position: int) -> int:
+        return self._file.seek(position)
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+    @property
+    def closed(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        return None
 
 
 class WatchedFile:

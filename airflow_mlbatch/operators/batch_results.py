@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from airflow_mlbatch.datasets.failures import Failure, FailureLog, FailurePolicy, RejectsWriter
     from airflow_mlbatch.datasets.manifest import Counts
     from airflow_mlbatch.datasets.quoting import Quoting
-    from airflow_mlbatch.datasets.readers import TableRows
+    from airflow_mlbatch.datasets.rows import TableRows
     from airflow_mlbatch.datasets.scored import DataFrames
     from airflow_mlbatch.datasets.writers import WrittenTable
     from airflow_mlbatch.protocol.results import RecordBlock, RecordResult
