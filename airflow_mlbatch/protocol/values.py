@@ -217,11 +217,11 @@ def _numeric(value: Any) -> float | int:
     if isinstance(value, float):
         if math.isinf(value):
             raise _misfit(value, "a finite number (numeric): JSON has no infinity")
-        return value
+        return float.__float__(value)
     if isinstance(value, int):
         if abs(value) > MAX_SAFE_INTEGER and not _fits_double(value):
             raise _misfit(value, "a number that a double can hold (numeric)")
-        return value
+        return int.__int__(value)
     if isinstance(value, Decimal):
         if value.is_finite() and Decimal(repr(float(value))) == value:
             return float(value)
@@ -253,7 +253,8 @@ def _character(value: Any) -> str:
         value.encode("utf-8")
     except UnicodeEncodeError:
         raise _misfit(value, "valid Unicode text (character)") from None
-    return value
+    # An instance of a subclass of str cannot be sent.
+    return str.__str__(value)
 
 
 def _number_from_text(kind: TypeName, word: str) -> float | int:

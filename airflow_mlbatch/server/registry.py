@@ -43,8 +43,14 @@ _PYTHON_TYPES: dict[type, TypeName] = {
     tuple: "vector",
     dict: "data.frame",
 }
-# By name, so that neither library is imported for it.
+# By name, so that neither library is imported for it. A class is looked up with its bases: all of
+# NumPy's floats are `floating`.
 _LIBRARY_TYPES: dict[tuple[str, str], TypeName] = {
+    ("numpy", "bool"): "logical",
+    ("numpy", "bool_"): "logical",
+    ("numpy", "integer"): "integer",
+    ("numpy", "floating"): "numeric",
+    ("numpy", "str_"): "character",
     ("numpy", "ndarray"): "matrix",
     ("pandas", "DataFrame"): "data.frame",
     ("pandas", "Series"): "vector",
@@ -83,7 +89,8 @@ def service(
     :param name: any text that can stand in a URL
     :param version: any text that can stand in a URL
     :param inputs: name and type of each input; a type is ``bool``, ``int``, ``float``, ``str``,
-        ``list``, ``dict``, ``numpy.ndarray``, ``pandas.DataFrame`` or one of the contract's words
+        ``list``, ``dict``, a NumPy scalar type, ``numpy.ndarray``, ``pandas.DataFrame`` or one of
+        the contract's words
         (``logical``, ``integer``, ``numeric``, ``character``, ``vector``, ``matrix``,
         ``data.frame``)
     :param outputs: name and type of each output
@@ -91,6 +98,7 @@ def service(
     :raises InputError: names the service and the word of the declaration that cannot be used
     """
     where = f"service {name!r} version {version!r}"
+    name, version, description = map(_plain, (name, version, description))
     check_service_name(where, name, version)
     if not isinstance(description, str):
         raise InputError(f"{where}: found description {description!r:.80}, expected text")
@@ -101,16 +109,16 @@ def service(
     def publish(function: F) -> F:
         _check_signature(where, function, takes)
         operation_id = getattr(function, "__name__", type(function).__name__)
-        told = description or inspect.getdoc(function) or ""
+        about = description or inspect.getdoc(function) or ""
         shape = Service(
             name=name,
             version=version,
             inputs=takes,
             outputs=gives,
             artifacts=files,
-            operation_id=operation_id,
+            operation_id=_sendable(operation_id),
             runtime_type="Python",
-            description=told,
+            description=_sendable(about),
         )
         known = _published.get((name, version))
         if known is not None and _origin(known.function) != _origin(function):
@@ -217,7 +225,7 @@ def _parameters(where: str, what: str, declared: Mapping[str, Any]) -> Iterable[
         raise InputError(
             f"{where}, {what}: found {declared!r:.80}, expected a dict of names and types"
         )
-    for name, kind in declared.items():
+    for name, kind in ((_plain(name), kind) for name, kind in declared.items()):
         # JSON has to carry the name without escapes: that is what makes reading records quick.
         is_plain = isinstance(name, str) and name.strip() and name.isprintable()
         if not is_plain or set(name) & set('"\\'):
@@ -227,20 +235,36 @@ def _parameters(where: str, what: str, declared: Mapping[str, Any]) -> Iterable[
         yield Parameter(name, _type(f"{where}, {what}, {name!r}", kind))
 
 
+def _plain(word: Any) -> Any:
+    """Text of a subclass of ``str`` as a plain ``str``.
+
+    ``numpy.str_`` is the usual one: the names of scikit-learn's data sets are made of it. Nothing
+    but a plain ``str`` can be sent to the server.
+    """
+    return str.__str__(word) if isinstance(word, str) else word
+
+
+def _sendable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
 def _type(where: str, kind: Any) -> TypeName:
+    kind = _plain(kind)
     if isinstance(kind, str) and kind in TYPES:
         return kind
     if isinstance(kind, type):
         if kind in _PYTHON_TYPES:
             return _PYTHON_TYPES[kind]
-        found = _LIBRARY_TYPES.get((kind.__module__.partition(".")[0], kind.__name__))
-        if found is not None:
-            return found
+        for base in kind.__mro__:
+            found = _LIBRARY_TYPES.get((base.__module__.partition(".")[0], base.__name__))
+            if found is not None:
+                return found
     words = ", ".join((*TYPES, "bool", "int", "float", "str", "list", "dict"))
     raise InputError(f"{where}: found type {kind!r:.80}, expected one of {words}")
 
 
 def _artifact(where: str, name: Any) -> str:
+    name = _plain(name)
     is_plain = (
         isinstance(name, str)
         and name.isprintable()

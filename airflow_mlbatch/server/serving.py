@@ -134,14 +134,15 @@ async def _serve(
                 "set MLBATCH_PASSWORD"
             ) from None
 
-    account = load_account(folder.path, settings.username, settings.password, tell)
     store = Store(folder.database)
     runner = _runner(settings, folder, store)
     try:
-        tokens = Tokens(folder.path, store, account, settings.token_lifetime)
-        await tokens.start()
         built_in = _published(await runner.start(), settings.username)
         catalogue = Catalogue(store, folder, built_in)
+        # A password is made up and shown only where the server starts: it is shown once.
+        account = load_account(folder.path, settings.username, settings.password, tell)
+        tokens = Tokens(folder.path, store, account, settings.token_lifetime)
+        await tokens.start()
         folder.discard_unknown(store.known_ids())
         await runner.resume(catalogue)
         limits = Limits(settings.max_body_bytes, settings.max_records, settings.max_object_bytes)

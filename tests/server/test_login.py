@@ -221,6 +221,20 @@ def test_a_password_is_made_up_once(tmp_path: Path) -> None:
         assert status_with(server.url, pair["access_token"]) == 200
 
 
+def test_a_password_is_made_up_only_once_the_services_have_loaded(tmp_path: Path) -> None:
+    source = tmp_path / "broken.py"
+    source.write_text("raise RuntimeError\n")
+    with pytest.raises(AssertionError, match="did not start"):
+        RunningServer(
+            ("--services", str(source)), tmp_path / "data", env={"MLBATCH_PASSWORD": None}
+        )
+    with running_server(
+        "--demo", "--workers", "1", data_dir=tmp_path / "data", env={"MLBATCH_PASSWORD": None}
+    ) as server:
+        shown, _ = server.lines
+        log_in(server.url, shown.split()[5])
+
+
 def test_another_password_ends_the_old_one_and_its_tokens(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     with running_server("--demo", "--workers", "1", data_dir=folder) as server:

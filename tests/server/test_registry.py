@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.protocol.services import Parameter
 from airflow_mlbatch.server import service
 from airflow_mlbatch.server.registry import load_services
+from tests.server.api import Api
+from tests.server_process import running_server
 
 
 def described(name: str) -> Any:
@@ -49,6 +52,81 @@ def test_types_by_python_class_and_by_the_contracts_words() -> None:
     assert found.artifacts == ("a.png",)
     assert found.operation_id == "function"
     assert found.description == "What it is for."
+
+
+def test_types_by_numpys_scalar_classes() -> None:
+    @service(
+        "numpy types",
+        "1",
+        inputs={"a": np.bool_, "b": np.int64, "c": np.uint8, "d": np.float64, "e": np.float32},
+        outputs={"f": np.str_},
+    )
+    def function(**inputs: Any) -> None:
+        pass
+
+    found = described("numpy types")
+    assert [parameter.type for parameter in found.inputs] == [
+        "logical",
+        "integer",
+        "integer",
+        "numeric",
+        "numeric",
+    ]
+    assert found.outputs == (Parameter("f", "character"),)
+
+
+SUBCLASSES = r"""
+import enum
+import numpy as np
+from airflow_mlbatch.server import service
+
+class Colour(str, enum.Enum):
+    RED = "red"
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+class Metres(float):
+    pass
+
+names = np.array(["sepal length", "sepal width"])
+
+@service(
+    np.str_("iris"),
+    np.str_("1"),
+    inputs={name: np.str_("numeric") for name in names},
+    outputs={names[0]: float, "colour": str, "level": int, "all": list, "table": "data.frame"},
+    artifacts=[np.str_("a.txt")],
+    description=np.str_("half a letter: \ud83d"),
+)
+def iris(**inputs):
+    open("a.txt", "w").close()
+    values = {names[0]: Metres(2.5), "colour": Colour.RED, "level": Level.HIGH}
+    return {**values, "all": list(values.values()), "table": {Colour.RED: [Level.HIGH]}}
+"""
+
+
+def test_names_and_values_of_subclasses_of_pythons_types(tmp_path: Path) -> None:
+    source = tmp_path / "subclasses.py"
+    source.write_text(SUBCLASSES)
+    with running_server("--services", str(source), "--workers", "1") as server:
+        api = Api(server.url)
+        (found,) = api.get("/services/iris/1").json()
+        result = api.consume("iris", **{"sepal length": 1, "sepal width": 2})
+    assert found["description"] == "half a letter: ?"
+    assert [item["name"] for item in found["inputParameterDefinitions"]] == [
+        "sepal length",
+        "sepal width",
+    ]
+    assert result["errorMessage"] == ""
+    assert result["changedFiles"] == ["a.txt"]
+    assert result["outputParameters"] == {
+        "sepal length": 2.5,
+        "colour": "red",
+        "level": 3,
+        "all": [2.5, "red", 3],
+        "table": {"red": [3]},
+    }
 
 
 def publish(function: Any = lambda x: x, **changes: Any) -> None:
