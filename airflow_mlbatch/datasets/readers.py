@@ -6,6 +6,7 @@ Law: a slice is read, never the table. How depends on the format and is the busi
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -18,13 +19,14 @@ from airflow_mlbatch.datasets.quoting import Quoting
 from airflow_mlbatch.datasets.rows import RowRange, TableRows, row_range_of
 from airflow_mlbatch.datasets.soundness import UnpackedFile
 from airflow_mlbatch.errors import DatasetError, RecordError
+from airflow_mlbatch.protocol.records import RecordWriter
 from airflow_mlbatch.protocol.services import Parameter
 from airflow_mlbatch.protocol.values import Misfit
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["count_rows", "open_rows", "read_inputs"]
+__all__ = ["count_rows", "encode_inputs", "input_blocks", "open_rows", "read_inputs"]
 
 
 def count_rows(path: StoragePath, format: str | None = None, quoting: Quoting = "double") -> int:
@@ -37,7 +39,40 @@ def count_rows(path: StoragePath, format: str | None = None, quoting: Quoting = 
         return kind.count(source)
 
 
+def encode_inputs(
+    path: StoragePath, inputs: Sequence[Parameter], **options: Any
+) -> tuple[bytes, int]:
+    """The body that starts a batch, from a table. Only the body grows with the table.
+
+    :param options: as :func:`input_blocks` takes them
+    :return: the body and the number of records in it
+    :raises RecordError, DatasetError: as :func:`input_blocks`
+    """
+    writer = RecordWriter(inputs)
+    for block in input_blocks(path, inputs, **options):
+        writer.add(block)
+        # Not held while the next one is read.
+        del block
+    return writer.body(), writer.count
+
+
 def read_inputs(
+    path: StoragePath, inputs: Sequence[Parameter], **options: Any
+) -> tuple[dict[str, list[Any]], int]:
+    """The inputs of a service from a few rows of a table, all in memory.
+
+    :param options: as :func:`input_blocks` takes them
+    :return: one list of JSON values for each input, and the number of rows
+    :raises RecordError, DatasetError: as :func:`input_blocks`
+    """
+    wire: dict[str, list[Any]] = {parameter.name: [] for parameter in inputs}
+    for block in input_blocks(path, inputs, **options):
+        for name, column in block.items():
+            wire[name] += column
+    return wire, len(next(iter(wire.values())))
+
+
+def input_blocks(
     path: StoragePath,
     inputs: Sequence[Parameter],
     *,
@@ -46,8 +81,8 @@ def read_inputs(
     format: str | None = None,
     indexes: Sequence[int] | None = None,
     quoting: Quoting = "double",
-) -> tuple[dict[str, list[Any]], int]:
-    """The inputs of a service from a table, ready for ``encode_columns``.
+) -> Iterator[dict[str, list[Any]]]:
+    """The inputs of a service from a table, block by block: a list of JSON values for each input.
 
     :param inputs: the declared inputs
     :param columns: ``{input: column}`` for inputs whose column has another name
@@ -55,7 +90,6 @@ def read_inputs(
     :param format: where the suffix does not tell it
     :param indexes: take only these rows (absolute, ascending, within the range)
     :param quoting: ``none`` for CSV and TSV in which quotes are ordinary text
-    :return: one list of JSON values for each input, and the number of rows
     :raises RecordError: a value or a missing column; names the absolute row, the input, the column
         where it is called otherwise, what was found and the type wanted
     :raises DatasetError: the table cannot be read as asked
@@ -66,9 +100,13 @@ def read_inputs(
         cast_block = _InputCaster(inputs, chosen, kind, source.where, indexes)
         row = wanted.start
         for block in kind.inputs(source, chosen, wanted):
-            cast_block.take(block, row)
-            row += block.rows
-    return cast_block.wire, cast_block.count
+            size = block.rows
+            wire = cast_block(block, row)
+            # Neither is held while the next block is read.
+            del block
+            yield wire
+            del wire
+            row += size
 
 
 def open_rows(
@@ -135,7 +173,7 @@ def _column_for_input(
 
 
 class _InputCaster:
-    """Collects the inputs of consecutive blocks."""
+    """Casts blocks to the declared types, and names the row of a value that does not fit."""
 
     def __init__(
         self,
@@ -147,47 +185,39 @@ class _InputCaster:
     ) -> None:
         self._inputs, self._chosen = inputs, chosen
         self._kind, self._where = kind, where
-        self._indexes = None if indexes is None else list(indexes)
-        self.wire: dict[str, list[Any]] = {parameter.name: [] for parameter in inputs}
-        self.count = 0
+        self._indexes = indexes
 
-    def take(self, block: InputBlock, first_row: int) -> None:
+    def __call__(self, block: InputBlock, first_row: int) -> dict[str, list[Any]]:
         """:raises RecordError: a value does not fit"""
         rows = self._picked(first_row, block.rows)
-        places = None if rows is None else [row - first_row for row in rows]
-        for parameter in self._inputs:
-            column = block.columns[self._chosen[parameter.name]]
-            if places is not None:
-                column = _at_places(column, places)
-            self._extend(parameter, column, first_row, rows)
-        self.count += block.rows if rows is None else len(rows)
+        columns = block.columns
+        if len(rows) < block.rows:
+            places = [row - first_row for row in rows]
+            columns = {name: _at_places(column, places) for name, column in columns.items()}
+        return {
+            parameter.name: self._cast(parameter, columns[self._chosen[parameter.name]], rows)
+            for parameter in self._inputs
+        }
 
-    def _picked(self, first_row: int, size: int) -> list[int] | None:
+    def _picked(self, first_row: int, size: int) -> Sequence[int]:
+        """The wanted rows of those from ``first_row`` on."""
         if self._indexes is None:
-            return None
-        return [row for row in self._indexes if first_row <= row < first_row + size]
+            return range(first_row, first_row + size)
+        low = bisect_left(self._indexes, first_row)
+        return self._indexes[low : bisect_left(self._indexes, first_row + size)]
 
-    def _extend(
-        self,
-        parameter: Parameter,
-        column: Any,
-        first_row: int,
-        rows: list[int] | None,
-    ) -> None:
+    def _cast(self, parameter: Parameter, column: Any, rows: Sequence[int]) -> list[Any]:
         try:
-            self.wire[parameter.name] += self._kind.to_wire(parameter.type, column)
+            return self._kind.to_wire(parameter.type, column)
         except Misfit as misfit:
-            place = misfit.position or 0
-            row = first_row + place if rows is None else rows[place]
             name = self._chosen[parameter.name]
             called = "" if name == parameter.name else f", column {name!r}"
-            where = f"{self._where}, row {row}{called}"
+            where = f"{self._where}, row {rows[misfit.position or 0]}{called}"
             raise RecordError(where, parameter.name, misfit.found, misfit.expected) from None
         except RecursionError:
             place = _first_too_deep(self._kind, parameter, column)
-            row = first_row + place if rows is None else rows[place]
             raise RecordError(
-                f"{self._where}, row {row}",
+                f"{self._where}, row {rows[place]}",
                 parameter.name,
                 "a value that is nested too deeply to be read",
                 f"a value of type {parameter.type}",

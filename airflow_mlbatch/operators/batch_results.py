@@ -384,12 +384,11 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         self, store: Any, service: Service, indexes: list[int], rescored: Rescored
     ) -> list[RecordResult]:
         """Results of some records in a batch of their own, which is deleted afterwards."""
-        from airflow_mlbatch.datasets.readers import read_inputs
-        from airflow_mlbatch.protocol.records import encode_columns
+        from airflow_mlbatch.datasets.readers import encode_inputs
 
         assert self.input_path is not None
         first_row = self._first_row()
-        columns, _ = read_inputs(
+        body, _ = encode_inputs(
             location(self.input_path, self.input_conn_id),
             service.inputs,
             columns=self._columns,
@@ -399,7 +398,6 @@ class BatchResultsOperator(BatchTask, BaseOperator):
             indexes=[first_row + index for index in indexes],
         )
         named = (self.service_name, self.service_version)
-        body = encode_columns(service.inputs, columns)
         execution_id = self.hook.start_encoded_batch(*named, body, self._parallel)
         self._rescoring_id = execution_id
         if store is not None:

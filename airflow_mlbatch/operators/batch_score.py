@@ -256,14 +256,14 @@ class BatchScoreOperator(BatchTask, BaseOperator):
 
     def _encode(self) -> tuple[bytes, int]:
         """The body of the request and the number of records in it."""
-        from airflow_mlbatch.protocol.records import encode_columns, encode_records
+        from airflow_mlbatch.protocol.records import encode_records
 
         inputs = self.hook.get_service(self.service_name, self.service_version).inputs
         if self.input_path is None:
             return encode_records(inputs, as_table(self.records))
-        from airflow_mlbatch.datasets.readers import read_inputs
+        from airflow_mlbatch.datasets.readers import encode_inputs
 
-        columns, count = read_inputs(
+        return encode_inputs(
             location(self.input_path, self.input_conn_id),
             inputs,
             columns=as_columns(self.columns),
@@ -271,7 +271,6 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             format=self.input_format,
             quoting=self.input_quoting,
         )
-        return encode_columns(inputs, columns), count
 
     # --- the batch -------------------------------------------------------------------------------
 

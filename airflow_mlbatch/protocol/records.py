@@ -18,7 +18,7 @@ from airflow_mlbatch.protocol.values import Misfit, column_to_wire, to_wire
 if TYPE_CHECKING:
     from airflow_mlbatch.protocol.services import Parameter
 
-__all__ = ["encode_columns", "encode_record", "encode_records", "records_to_columns"]
+__all__ = ["RecordWriter", "encode_record", "encode_records"]
 
 
 # Records that are cast and written together: few enough to stay in the processor's cache, which is
@@ -35,35 +35,13 @@ def encode_records(inputs: Sequence[Parameter], records: Any) -> tuple[bytes, in
     :raises RecordError: names the record, its field, the value and the type wanted
     :raises InputError: for records of another shape
     """
-    columns = _declared_columns(inputs, records, 0)
+    columns = _declared_columns(inputs, records)
     count = _common_length(columns)
-    writer = _Writer(inputs)
+    writer = RecordWriter(inputs)
     for start in range(0, count, _ROWS_AT_ONCE):
         rows = {name: column[start : start + _ROWS_AT_ONCE] for name, column in columns.items()}
         writer.add(_cast_columns(inputs, rows, start))
     return writer.body(), count
-
-
-def records_to_columns(
-    inputs: Sequence[Parameter], records: Any, *, first_index: int = 0
-) -> dict[str, list[Any]]:
-    """Turn records of any of the three shapes into one list of JSON values for each declared input.
-
-    :param first_index: what the first record is called in an error
-    """
-    columns = _declared_columns(inputs, records, first_index)
-    _common_length(columns)
-    return _cast_columns(inputs, columns, first_index)
-
-
-def encode_columns(inputs: Sequence[Parameter], columns: Mapping[str, Sequence[Any]]) -> bytes:
-    """Write columns of JSON values as a JSON list of objects."""
-    writer = _Writer(inputs)
-    for start in range(0, _common_length(columns), _ROWS_AT_ONCE):
-        writer.add(
-            {name: column[start : start + _ROWS_AT_ONCE] for name, column in columns.items()}
-        )
-    return writer.body()
 
 
 def encode_record(inputs: Sequence[Parameter], record: Mapping[str, Any]) -> bytes:
@@ -84,11 +62,15 @@ def encode_record(inputs: Sequence[Parameter], record: Mapping[str, Any]) -> byt
     return msgspec.json.encode(wire)
 
 
-class _Writer:
-    """Writes columns as a JSON list of objects.
+class RecordWriter:
+    """Writes the body that starts a batch, block by block: a JSON list of objects.
+
+    What was added is kept as bytes only, so that a large table is never held as Python objects.
 
     Objects of a class made for the purpose: building and writing a million of them takes a
     fraction of the time that dicts do.
+
+    :param inputs: the declared inputs, in order
     """
 
     def __init__(self, inputs: Sequence[Parameter]) -> None:
@@ -110,10 +92,17 @@ class _Writer:
         self._encoder = msgspec.json.Encoder()
         self._block = bytearray()
         self._pieces: list[bytes] = []
+        self.count = 0
 
     def add(self, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Append records: JSON values by name, at least one of each."""
-        rows = list(map(self._record, *(columns[name] for name in self._names)))
+        """Append records: equally long columns of JSON values by name."""
+        chosen = [columns[name] for name in self._names]
+        for start in range(0, len(chosen[0]), _ROWS_AT_ONCE):
+            self._add([column[start : start + _ROWS_AT_ONCE] for column in chosen])
+
+    def _add(self, columns: Sequence[Sequence[Any]]) -> None:
+        rows = list(map(self._record, *columns))
+        self.count += len(rows)
         self._encoder.encode_into(rows, self._block)
         # A list of its own, whose brackets give way to the commas between the blocks.
         self._block[0] = ord(",")
@@ -129,9 +118,7 @@ class _Writer:
         return dict(zip(self._names, values, strict=True))
 
 
-def _declared_columns(
-    inputs: Sequence[Parameter], records: Any, first_index: int
-) -> dict[str, Any]:
+def _declared_columns(inputs: Sequence[Parameter], records: Any) -> dict[str, Any]:
     """The columns of the declared inputs, as they were given, in a form that can be sliced."""
     if not inputs:
         raise InputError("records: the service declares no inputs, so a batch has nothing to score")
@@ -147,18 +134,18 @@ def _declared_columns(
             "expected a list of dicts, a dict of columns, or a pandas DataFrame"
         )
     rows = list(records)
-    for index, row in enumerate(rows, first_index):
+    for index, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise InputError(f"record {index}: found {type(row).__name__}, expected a dict")
-    return {parameter.name: _pick(parameter.name, rows, first_index) for parameter in inputs}
+    return {parameter.name: _pick(parameter.name, rows) for parameter in inputs}
 
 
-def _pick(name: str, rows: Sequence[Mapping[str, Any]], first_index: int) -> list[Any]:
+def _pick(name: str, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
     try:
         return [row[name] for row in rows]
     except KeyError:
         index = next(position for position, row in enumerate(rows) if name not in row)
-        raise _missing(f"record {first_index + index}", name, rows[index]) from None
+        raise _missing(f"record {index}", name, rows[index]) from None
 
 
 def _chosen(inputs: Sequence[Parameter], columns: Mapping[str, Any]) -> dict[str, Any]:

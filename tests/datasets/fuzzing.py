@@ -26,7 +26,6 @@ import pyarrow.parquet as parquet
 
 from airflow_mlbatch.datasets import readers, writers
 from airflow_mlbatch.errors import MLBatchError
-from airflow_mlbatch.protocol.records import encode_columns
 from airflow_mlbatch.protocol.services import Parameter
 from airflow_mlbatch.protocol.values import TYPES
 
@@ -195,9 +194,7 @@ def _read_as_inputs(path: Path, schema: pa.Schema) -> None:
     for name in schema.names:
         for kind in TYPES:
             inputs = [Parameter(name, kind)]
-            wire = _refused(lambda: readers.read_inputs(path, inputs))  # noqa: B023
-            if isinstance(wire, tuple):
-                encode_columns(inputs, wire[0])
+            _refused(lambda: readers.encode_inputs(path, inputs))  # noqa: B023
 
 
 def cases(seed: int, files: dict[str, bytes]) -> Iterator[tuple[int, str, bytes]]:

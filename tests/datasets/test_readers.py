@@ -13,7 +13,6 @@ import pytest
 
 from airflow_mlbatch.datasets import casting, formats, locations, readers
 from airflow_mlbatch.errors import DatasetError, RecordError
-from airflow_mlbatch.protocol.records import encode_columns
 from airflow_mlbatch.protocol.services import Parameter
 from airflow_mlbatch.protocol.values import from_text
 from tests.datasets.blocks import read
@@ -82,7 +81,8 @@ def test_names_map_inputs_to_columns(tmp_path: Path) -> None:
     path = csv(tmp_path, "id,Horses,wt\n1,110,2.6\n2,93,2.3\n")
     wire, count = readers.read_inputs(path, [HP, WT], columns={"hp": "Horses"})
     assert (wire, count) == ({"hp": [110.0, 93.0], "wt": [2.6, 2.3]}, 2)
-    assert encode_columns([HP, WT], wire) == b'[{"hp":110.0,"wt":2.6},{"hp":93.0,"wt":2.3}]'
+    body, count = readers.encode_inputs(path, [HP, WT], columns={"hp": "Horses"})
+    assert (body, count) == (b'[{"hp":110.0,"wt":2.6},{"hp":93.0,"wt":2.3}]', 2)
 
 
 def test_two_inputs_may_come_from_one_column(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from airflow_mlbatch.datasets import casting, readers, writers
 from airflow_mlbatch.errors import DatasetError, RecordError
-from airflow_mlbatch.protocol.records import encode_columns, records_to_columns
+from airflow_mlbatch.protocol.records import RecordWriter
 from airflow_mlbatch.protocol.services import Parameter
 from airflow_mlbatch.protocol.values import TYPES, Misfit, column_to_wire, from_text, to_wire
 from tests.datasets.blocks import block, read, score
@@ -140,7 +140,7 @@ def test_outputs_written_and_read_as_inputs(name: str, table: Any) -> None:
         assert count == len(next(iter(columns.values())))
         for parameter in parameters:
             assert same(wire[parameter.name], columns[parameter.name]), parameter
-        encode_columns(parameters, wire)
+        RecordWriter(parameters).add(wire)
 
 
 @given(table=typed_tables(), start=st.integers(0, 6), stop=st.integers(0, 6))
@@ -151,7 +151,10 @@ def test_json_lines_as_inputs_are_the_records_themselves(table: Any, start: int,
     with folder() as place:
         path = place / "t.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        expected = records_to_columns(parameters, columns)
+        expected = {
+            parameter.name: column_to_wire(parameter.type, columns[parameter.name])
+            for parameter in parameters
+        }
         assert same(readers.read_inputs(path, parameters)[0], expected)
         if start <= stop <= len(rows):
             part, count = readers.read_inputs(path, parameters, row_range=(start, stop))
