@@ -7,28 +7,23 @@ value road both converts and words the error.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlbatch.datasets.soundness import shown
+from airflow_mlbatch.protocol.types import TYPES, TypeName, column_to_wire, from_text, to_wire
 from airflow_mlbatch.protocol.values import (
+    FALSE_WORDS,
     MAX_SAFE_INTEGER,
+    MISSING_WORDS,
+    TRUE_WORDS,
     Misfit,
-    TypeName,
-    column_to_wire,
-    from_text,
-    to_wire,
 )
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["MISSING_WORDS", "json_to_wire", "typed_to_wire", "words_to_wire"]
-
-# What from_text takes for a missing value in a cell that is not of type character.
-MISSING_WORDS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL")
-_TRUE_WORDS = ("true", "t", "1", "yes")
-_FALSE_WORDS = ("false", "f", "0", "no")
-_NESTED = ("vector", "matrix", "data.frame")
+__all__ = ["json_to_wire", "typed_to_wire", "words_to_wire"]
 
 
 def words_to_wire(kind: TypeName, words: pa.Array) -> list[Any]:
@@ -37,11 +32,10 @@ def words_to_wire(kind: TypeName, words: pa.Array) -> list[Any]:
     :param words: strings; null stands for an unquoted empty cell
     :raises Misfit: with the position of the first cell that does not fit
     """
-    if kind == "character":
-        return objects(words)
-    fast = None if kind in _NESTED else _words_fast(kind, words)
-    if fast is not None:
-        return fast
+    fast = _FAST.get(kind)
+    found = None if fast is None else fast(words)
+    if found is not None:
+        return found
     wire = []
     for position, word in enumerate(objects(words)):
         try:
@@ -72,7 +66,7 @@ def typed_to_wire(kind: TypeName, array: pa.Array) -> list[Any]:
         return _plain_to_wire(kind, array)
     if _is_text(kind_of) or pa.types.is_decimal(kind_of):
         return column_to_wire(kind, objects(array))
-    if kind in _NESTED and pa.types.is_nested(kind_of):
+    if TYPES[kind].is_nested and pa.types.is_nested(kind_of):
         return _nested_to_wire(kind, array)
     return _only_missing(kind, array)
 
@@ -98,41 +92,65 @@ def objects(array: pa.Array) -> list[Any]:
 # --- text ----------------------------------------------------------------------------------------
 
 
-def _words_fast(kind: TypeName, words: pa.Array) -> list[Any] | None:
+def _cells(words: pa.Array) -> pa.Array:
+    """Cells without the space around them; null where a word says that the value is missing."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     trimmed = pc.utf8_trim_whitespace(words)
     is_missing = pc.is_in(trimmed, value_set=pa.array(MISSING_WORDS))
-    cells = pc.if_else(is_missing, pa.scalar(None, words.type), trimmed)
-    if kind == "logical":
-        return _logical_fast(cells)
-    try:
-        if kind == "integer":
-            # Arrow reads 0x1F as a number, Python's int() and every spreadsheet do not.
-            if pc.any(pc.match_substring(cells, "x", ignore_case=True)).as_py():
-                return None
-            return _plain_to_wire(kind, pc.cast(cells, pa.int64()))
-        numbers = pc.cast(cells, pa.float64())
-    except pa.ArrowInvalid:
-        return None
-    largest = pc.max(pc.abs(numbers)).as_py()
-    # From 2^53 on neighbouring integers are one double: only the exact road can tell them apart.
-    if largest is not None and largest >= MAX_SAFE_INTEGER:
-        return None
-    return _plain_to_wire(kind, numbers)
+    return pc.if_else(is_missing, pa.scalar(None, words.type), trimmed)
 
 
-def _logical_fast(cells: pa.Array) -> list[Any] | None:
+def _integers(words: pa.Array) -> list[Any] | None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    cells = _cells(words)
+    # Arrow reads 0x1F as a number, Python's int() and every spreadsheet do not.
+    if pc.any(pc.match_substring(cells, "x", ignore_case=True)).as_py():
+        return None
+    try:
+        return _plain_to_wire("integer", pc.cast(cells, pa.int64()))
+    except pa.ArrowInvalid:
+        return None
+
+
+def _numbers(words: pa.Array) -> list[Any] | None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        numbers = pc.cast(_cells(words), pa.float64())
+    except pa.ArrowInvalid:
+        return None
+    # Arrow reads nAn and nan(1) as numbers, and inf. From 2^53 on neighbouring integers are one
+    # double: only the exact road can tell them apart. NaN is not less than anything.
+    if not pc.all(pc.less(pc.abs(numbers), float(MAX_SAFE_INTEGER))).as_py():
+        return None
+    return _plain_to_wire("numeric", numbers)
+
+
+def _logicals(words: pa.Array) -> list[Any] | None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    cells = _cells(words)
     folded = pc.utf8_lower(cells)
-    is_true = pc.is_in(folded, value_set=pa.array(_TRUE_WORDS))
-    is_known = pc.or_(is_true, pc.is_in(folded, value_set=pa.array(_FALSE_WORDS)))
+    is_true = pc.is_in(folded, value_set=pa.array(TRUE_WORDS))
+    is_known = pc.or_(is_true, pc.is_in(folded, value_set=pa.array(FALSE_WORDS)))
     if not pc.all(pc.or_(is_known, pc.is_null(cells))).as_py():
         return None
     return objects(pc.if_else(pc.is_null(cells), pa.scalar(None, pa.bool_()), is_true))
+
+
+# Whole columns at once. A type that is not here goes cell by cell.
+_FAST: dict[TypeName, Callable[[pa.Array], list[Any] | None]] = {
+    "logical": _logicals,
+    "integer": _integers,
+    "numeric": _numbers,
+    "character": objects,
+}
 
 
 # --- typed ---------------------------------------------------------------------------------------
@@ -152,7 +170,7 @@ def _plain_to_wire(kind: TypeName, array: pa.Array) -> list[Any]:
     import numpy as np
     import pyarrow.compute as pc
 
-    if kind not in ("numeric", "integer", "logical"):
+    if TYPES[kind].arrow not in ("bool", "int64", "double"):
         return column_to_wire(kind, objects(array))
     if not array.null_count:
         return column_to_wire(kind, array.to_numpy(zero_copy_only=False))
@@ -173,7 +191,7 @@ def _nested_to_wire(kind: TypeName, array: pa.Array) -> list[Any]:
     except Exception:
         # A date in the year 300,000, an unknown time zone: no Python value, and each its own error.
         return _only_missing(kind, array)
-    if kind == "data.frame":
+    if TYPES[kind].shape == "frame":
         values = [_frame(value, array.type) for value in values]
     return column_to_wire(kind, values)
 

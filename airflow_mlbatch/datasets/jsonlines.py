@@ -15,6 +15,7 @@ import msgspec
 
 from airflow_mlbatch.errors import DatasetError, RecordError
 from airflow_mlbatch.protocol.documents import BYTE_ORDER_MARK
+from airflow_mlbatch.protocol.values import exact_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -83,6 +84,32 @@ def columns_of(
         return {name: [row.get(name, msgspec.UNSET) for row in dicts] for name in names}
     rows = _decode(msgspec.json.Decoder(row_class), lines, where, first_row)
     return {name: [getattr(row, f"f{place}") for row in rows] for place, name in enumerate(names)}
+
+
+class JsonColumn(list[Any]):
+    """The values of a key, and the lines that they come from.
+
+    :param name: the key
+    """
+
+    def __init__(self, values: Sequence[Any], name: str, lines: Sequence[bytes]) -> None:
+        super().__init__(values)
+        self._name, self._lines = name, lines
+
+    def at(self, places: Sequence[int]) -> JsonColumn:
+        """Some of the values."""
+        return JsonColumn(
+            [self[place] for place in places], self._name, [self._lines[place] for place in places]
+        )
+
+    def exact(self) -> list[Any]:
+        """The values for ``integer``, which has to know of doubles that were rounded."""
+        if float not in set(map(type, self)):
+            return self
+        return [
+            exact_json(line)[self._name] if isinstance(value, float) else value
+            for value, line in zip(self, self._lines, strict=True)
+        ]
 
 
 def row_class_for(names: Sequence[str]) -> type[msgspec.Struct] | None:

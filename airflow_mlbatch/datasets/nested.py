@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from airflow_mlbatch.protocol.values import TypeName
+from airflow_mlbatch.protocol.types import TYPES, TypeName
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -153,7 +153,7 @@ def nested_type(kind: TypeName, elements: Elements) -> pa.DataType:
     import pyarrow as pa
 
     row = pa.list_(element_type(elements.element))
-    return pa.list_(row) if kind == "matrix" else row
+    return pa.list_(row) if TYPES[kind].shape == "rows" else row
 
 
 def frame_type(shape: FrameShape) -> pa.DataType:

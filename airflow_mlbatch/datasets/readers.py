@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from airflow_mlbatch.datasets.columns import listed
 from airflow_mlbatch.datasets.formats import table_format
+from airflow_mlbatch.datasets.jsonlines import JsonColumn
 from airflow_mlbatch.datasets.kinds.kind import InputBlock, Kind, Source
 from airflow_mlbatch.datasets.locations import StoragePath, open_input
 from airflow_mlbatch.datasets.quoting import Quoting
@@ -225,9 +226,9 @@ class _InputCaster:
 
 
 def _at_places(column: Any, places: list[int]) -> Any:
-    """Some values of an Arrow column or of a list."""
-    if isinstance(column, list):
-        return [column[place] for place in places]
+    """Some values of an Arrow column or of JSON Lines."""
+    if isinstance(column, JsonColumn):
+        return column.at(places)
     import pyarrow as pa
 
     return column.take(pa.array(places, pa.int64()))
@@ -236,7 +237,7 @@ def _at_places(column: Any, places: list[int]) -> Any:
 def _first_too_deep(kind: Kind, parameter: Parameter, column: Any) -> int:
     for place in range(len(column)):
         try:
-            kind.to_wire(parameter.type, column[place : place + 1])
+            kind.to_wire(parameter.type, _at_places(column, [place]))
         except RecursionError:
             return place
     return 0

@@ -53,6 +53,7 @@ from airflow_mlbatch.datasets.rows import TableRows
 from airflow_mlbatch.errors import DatasetError
 from airflow_mlbatch.protocol.results import RecordBlock
 from airflow_mlbatch.protocol.services import Parameter
+from airflow_mlbatch.protocol.types import TYPES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -322,8 +323,8 @@ class _Scalar:
     def __init__(self, output: Parameter) -> None:
         import pyarrow as pa
 
-        types = {"logical": pa.bool_(), "integer": pa.int64(), "numeric": pa.float64()}
-        self._name, self._type = output.name, types.get(output.type, pa.string())
+        self._name = output.name
+        self._type = pa.type_for_alias(TYPES[output.type].arrow)
 
     def learn(self, block: RecordBlock, first: int) -> None:
         return None
@@ -478,11 +479,12 @@ def _column_for(
     output: Parameter, format: str, spread: bool | None
 ) -> _Scalar | _JsonText | _Nested | _Frame:
     is_typed = named_format(format).kind.has_column_types
-    if output.type == "data.frame":
+    shape = TYPES[output.type].shape
+    if shape == "frame":
         if spread is False and not is_typed:
             return _JsonText(output)
         return _Frame(output, spread, whole_as_text=not is_typed)
-    if output.type in ("vector", "matrix"):
+    if shape in ("list", "rows"):
         return _Nested(output) if is_typed else _JsonText(output)
     return _Scalar(output)
 

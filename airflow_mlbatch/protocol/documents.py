@@ -7,7 +7,7 @@ servers of one family spell ``batchExecutionId`` and ``BatchExecutionId``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,14 +59,15 @@ def without_mark(body: bytes) -> bytes:
     return body.removeprefix(BYTE_ORDER_MARK)
 
 
-def document(body: bytes, what: str) -> Any:
+def document(body: bytes, what: str, decode: Callable[[bytes], Any] = msgspec.json.decode) -> Any:
     """Decode a JSON body.
 
+    :param decode: decodes JSON in another way than the usual
     :raises ContractError: names what was expected and shows how the body begins, so that a login
         page of a proxy is recognised for what it is
     """
     try:
-        return decoded(body)
+        return decode(without_mark(body))
     except NOT_JSON as error:
         raise ContractError(f"{what}: expected JSON ({error}), found {shown(body)}") from None
 

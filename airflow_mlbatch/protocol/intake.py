@@ -7,13 +7,14 @@ a batch is taken whole or not at all.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from airflow_mlbatch.errors import InputError, RecordError
 from airflow_mlbatch.protocol.documents import NOT_JSON, lower_keys
-from airflow_mlbatch.protocol.values import MAX_SAFE_INTEGER, Misfit, TypeName, from_wire
+from airflow_mlbatch.protocol.types import TYPES, from_wire, json_decoder
+from airflow_mlbatch.protocol.values import Misfit
 
 if TYPE_CHECKING:
     from airflow_mlbatch.protocol.services import Parameter
@@ -59,12 +60,6 @@ def _text(item: Mapping[str, Any], key: str, what: str) -> str:
 
 # --- records -------------------------------------------------------------------------------------
 
-_SCALAR_TYPES: dict[TypeName, Any] = {
-    "logical": bool | None,
-    "integer": Annotated[int, msgspec.Meta(ge=-MAX_SAFE_INTEGER, le=MAX_SAFE_INTEGER)] | None,
-    "numeric": float | None,
-    "character": str | None,
-}
 _LIST_DECODER = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -82,12 +77,13 @@ class RecordReader:
         self._names = [parameter.name for parameter in inputs]
         self._fields = [f"f{position}" for position in range(len(inputs))]
         self._fast = self._scalar_decoder()
+        self._decode = json_decoder(parameter.type for parameter in inputs)
 
     def _scalar_decoder(self) -> msgspec.json.Decoder[Any] | None:
-        if not all(parameter.type in _SCALAR_TYPES for parameter in self._inputs):
+        if any(TYPES[parameter.type].is_nested for parameter in self._inputs):
             return None
         fields = [
-            (field, _SCALAR_TYPES[parameter.type])
+            (field, TYPES[parameter.type].wire | None)
             for field, parameter in zip(self._fields, self._inputs, strict=True)
         ]
         try:
@@ -143,7 +139,7 @@ class RecordReader:
 
     def _read(self, record: bytes | msgspec.Raw, where: str) -> dict[str, Any]:
         try:
-            found = msgspec.json.decode(record)
+            found = self._decode(record)
         except NOT_JSON as error:
             raise InputError(f"{where}: expected a JSON object ({error})") from None
         if not isinstance(found, Mapping):

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from airflow_mlbatch.errors import InputError, RecordError
-from airflow_mlbatch.protocol.values import Misfit, column_to_wire, to_wire
+from airflow_mlbatch.protocol.types import column_to_wire, to_wire
+from airflow_mlbatch.protocol.values import Misfit
 
 if TYPE_CHECKING:
     from airflow_mlbatch.protocol.services import Parameter

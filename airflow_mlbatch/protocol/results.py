@@ -12,7 +12,7 @@ import binascii
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
@@ -21,7 +21,8 @@ from airflow_mlbatch.protocol.documents import document, lower_keys
 from airflow_mlbatch.protocol.scan import BatchScanner
 from airflow_mlbatch.protocol.services import Parameter
 from airflow_mlbatch.protocol.states import BatchState
-from airflow_mlbatch.protocol.values import MAX_SAFE_INTEGER, Misfit, TypeName, from_wire
+from airflow_mlbatch.protocol.types import TYPES, from_wire, json_decoder
+from airflow_mlbatch.protocol.values import Misfit
 
 __all__ = [
     "BatchResults",
@@ -273,18 +274,6 @@ class ResultsSink:
         self._take(block)
 
 
-_WIRE_TYPES: dict[TypeName, Any] = {
-    "logical": bool | None,
-    "integer": Annotated[int, msgspec.Meta(ge=-MAX_SAFE_INTEGER, le=MAX_SAFE_INTEGER)] | None,
-    "numeric": float | None,
-    "character": str | None,
-    "vector": list[Any] | None,
-    "matrix": list[list[Any]] | None,
-    "data.frame": dict[str, list[Any]] | None,
-}
-_NESTED = ("vector", "matrix", "data.frame")
-
-
 class _BlockDecoder:
     """Turns the text of consecutive records into a :class:`RecordBlock`.
 
@@ -296,6 +285,7 @@ class _BlockDecoder:
     def __init__(self, outputs: Sequence[Parameter] | None) -> None:
         self._outputs = outputs
         self._fast = _typed_decoder(outputs) if outputs is not None else None
+        self._decode = json_decoder(output.type for output in outputs or ())
         self._getters = [attrgetter(f"outputs.f{place}") for place in range(len(outputs or ()))]
 
     def decode(self, items: bytes, first_index: int) -> RecordBlock:
@@ -305,7 +295,7 @@ class _BlockDecoder:
                 return self._from_typed(self._fast.decode(items), first_index)
             except msgspec.ValidationError:
                 pass
-        found = msgspec.json.decode(items)
+        found = self._decode(items)
         records = [
             _read_record(item, self._outputs, first_index + place)
             for place, item in enumerate(found)
@@ -341,7 +331,7 @@ class _BlockDecoder:
         except AttributeError:
             # A record that failed may have no outputs at all.
             column = [getattr(row.outputs, f"f{place}", None) for row in rows]
-        if parameter.type in _NESTED:
+        if TYPES[parameter.type].is_nested:
             return _checked_column(parameter, column, first_index)
         return column
 
@@ -367,7 +357,7 @@ _SUCCESS, _CONSOLE, _CHANGED = map(attrgetter, ("success", "console", "changed")
 
 
 def _typed_decoder(outputs: Sequence[Parameter]) -> msgspec.json.Decoder[Any] | None:
-    fields = [(f"f{place}", _WIRE_TYPES[out.type], None) for place, out in enumerate(outputs)]
+    fields = [(f"f{place}", TYPES[out.type].wire | None, None) for place, out in enumerate(outputs)]
     try:
         outputs_class = msgspec.defstruct(
             "Outputs",
@@ -474,7 +464,8 @@ def read_record_result(
 
     :raises ContractError: it is no such reply
     """
-    return _read_record(document(body, "result"), outputs, index)
+    decode = json_decoder(output.type for output in outputs or ())
+    return _read_record(document(body, "result", decode), outputs, index)
 
 
 # --- writing -------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from typing import Any
 
 from airflow_mlbatch.errors import ContractError
 from airflow_mlbatch.protocol.documents import document, lower_keys
-from airflow_mlbatch.protocol.values import Misfit, TypeName, type_name
+from airflow_mlbatch.protocol.types import TypeName, type_name
+from airflow_mlbatch.protocol.values import Misfit
 
 __all__ = ["Parameter", "Service", "read_services", "write_service"]
 

@@ -1,50 +1,44 @@
-"""The seven parameter types of a service, as JSON values and as Python values.
+"""Values as the seven types of the contract take them, one function for each direction.
 
-Law: a value either arrives as what it was or is refused; nothing changes silently. ``to_wire`` is
-used for what a client sends and for what a service returns, ``from_wire`` for the other way.
+Law: a value either arrives as what it was or is refused; nothing changes silently. Which function
+belongs to which type stands in :mod:`airflow_mlbatch.protocol.types`.
 
-========== ============================ =======================================================
-type       Python value                 accepted for it
-========== ============================ =======================================================
-logical    ``bool``                     bool; 0 and 1
-integer    ``int``                      int; a float or Decimal without a fraction; bool
-numeric    ``float``                    float, int, bool; a Decimal that a float can hold
-character  ``str``                      str
-vector     ``list`` of scalars          list, tuple, one-dimensional array, Series
-matrix     ``list`` of equal lists      list of lists, two-dimensional array, DataFrame
-data.frame ``dict`` of equal lists      dict of columns, DataFrame
-========== ============================ =======================================================
+``None``, NaN, NaT and NA are a missing value, ``null`` in JSON. In a text table a missing value is an
+empty cell or one of ``MISSING_WORDS``. Where a format has a value of its own for it (JSON, Parquet,
+Python), the words are ordinary text.
+
+A number in a text table is written with the digits 0 to 9, at most one sign, one point and one
+exponent. Nothing else is a number, on any path: not ``1_000``, ``0x1F`` or ``nan(1)``, and no digits
+of other scripts.
+
+From 2^53 on, neighbouring whole numbers are one double. So for ``integer`` a number with a point or an
+exponent has to be smaller than that, whether it comes as a double or as text.
 
 NumPy scalars and arrays and pandas objects are recognised by their attributes, so that neither
-library is imported here. ``None``, NaN, NaT and NA are a missing value, ``null`` in JSON.
+library is imported here.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, cast
 
-__all__ = [
-    "TYPES",
-    "Misfit",
-    "TypeName",
-    "column_to_wire",
-    "from_text",
-    "from_wire",
-    "is_missing",
-    "to_wire",
-    "type_name",
-]
+import msgspec
 
-TypeName: TypeAlias = Literal[
-    "logical", "integer", "numeric", "character", "vector", "matrix", "data.frame"
-]
-TYPES: tuple[TypeName, ...] = get_args(TypeName)
+__all__ = ["MAX_SAFE_INTEGER", "MISSING_WORDS", "Misfit", "exact_json", "is_missing"]
 
 # The largest integer that every JSON reader keeps: beyond it, neighbours become one double.
 MAX_SAFE_INTEGER = 2**53
+# What stands for a missing value in a text table, where the type is not character.
+MISSING_WORDS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL")
+# What stands for a logical value there, in any case.
+TRUE_WORDS, FALSE_WORDS = ("true", "t", "1", "yes"), ("false", "f", "0", "no")
+
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_INFINITY = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 _SHOWN_CHARACTERS = 80
 
 
@@ -56,17 +50,6 @@ class Misfit(ValueError):
         self.found, self.expected, self.position = found, expected, position
 
 
-def type_name(word: object) -> TypeName:
-    """Check the name of a type as a service description gives it.
-
-    :raises Misfit: for a type that is not one of the seven
-    """
-    text = str(word)
-    if text not in TYPES:
-        raise Misfit(f"type {text!r}", f"one of {', '.join(TYPES)}")
-    return text
-
-
 def is_missing(value: Any) -> bool:
     """Whether a value is ``None``, NaN, or one of pandas' missing values."""
     if value is None:
@@ -76,101 +59,54 @@ def is_missing(value: Any) -> bool:
     return type(value).__name__ in ("NAType", "NaTType") or _is_numpy_missing(value)
 
 
-def to_wire(kind: TypeName, value: Any) -> Any:
-    """Turn one Python value into what JSON can carry, by declared type.
+class Rounded(float):
+    """A whole double that stands for another number: 4503599627370497.1 has no double of its own.
 
-    :raises Misfit: says what was found and what was expected
+    It is shown as it was written.
     """
-    if is_missing(value):
-        return None
-    return _TO_WIRE[kind](value)
+
+    literal = ""
+
+    def __repr__(self) -> str:
+        return self.literal
 
 
-def from_wire(kind: TypeName, value: Any) -> Any:
-    """Turn one decoded JSON value into a Python value, by declared type.
+def exact_json(text: bytes | str | msgspec.Raw) -> Any:
+    """Decode JSON as usual, but mark the whole doubles whose text says another number.
 
-    A list of one stands for its scalar: some R serialisers box every value.
+    Slower than the usual way; only ``integer`` needs to know.
 
-    :raises Misfit: says what was found and what was expected
+    :raises msgspec.DecodeError: the text is not JSON
     """
-    if value is None:
-        return None
-    if kind in ("logical", "integer", "numeric", "character"):
-        if isinstance(value, list) and len(value) == 1:
-            return from_wire(kind, value[0])
-        if kind == "numeric" and isinstance(value, int):
-            return _double(value)
-        return _TO_WIRE[kind](value)
-    if kind == "vector" and not isinstance(value, list):
-        raise _misfit(value, "a list")
-    return _TO_WIRE[kind](value)
+    return _EXACT.decode(text)
 
 
-def from_text(kind: TypeName, text: str) -> Any:
-    """Read a cell of a text table (CSV, TSV) by declared type.
-
-    An empty cell is a missing value, but for ``character``, where it is the empty text: a reader
-    that can tell the two apart passes on only the latter.
-
-    :return: a value that ``to_wire`` accepts
-    :raises Misfit: says what was found and what was expected
-    """
-    if kind == "character":
-        return text
-    word = text.strip()
-    if word in _MISSING_WORDS:
-        return None
-    if kind == "logical":
-        if word.casefold() in _TRUE_WORDS:
-            return True
-        if word.casefold() in _FALSE_WORDS:
-            return False
-        raise _misfit(text, "true or false")
-    if kind in ("integer", "numeric"):
-        return _number_from_text(kind, word)
-    # Nested types stand in a text cell as JSON, which is how the writers of this package put them.
-    import msgspec
-
-    try:
-        return to_wire(kind, msgspec.json.decode(word))
-    except msgspec.DecodeError:
-        raise _misfit(text, f"JSON text of a {kind}") from None
+def _marked(literal: str) -> float:
+    number = float(literal)
+    if not math.isfinite(number):
+        raise ValueError("Number out of range")
+    if number.is_integer() and not _is_exactly(literal, number):
+        rounded = Rounded(number)
+        rounded.literal = literal
+        return rounded
+    return number
 
 
-def column_to_wire(kind: TypeName, values: Iterable[Any]) -> list[Any]:
-    """Turn a column into a list of what JSON can carry: :func:`to_wire` for each value, but fast.
-
-    :param values: list, tuple, NumPy array, pandas Series or pyarrow array
-    :raises Misfit: with the position of the first value that does not fit
-    """
-    array = _plain_array(values)
-    if array is not None:
-        fast = _array_to_wire(kind, array)
-        if fast is not None:
-            return fast
-    values = values if isinstance(values, list | tuple) else _listed(values)
-    convert = _TO_WIRE[kind]
-    wire: list[Any] = []
-    for position, value in enumerate(values):
-        try:
-            wire.append(None if is_missing(value) else convert(value))
-        except Misfit as misfit:
-            raise Misfit(misfit.found, misfit.expected, position) from None
-    return wire
+_EXACT = msgspec.json.Decoder(float_hook=_marked)
 
 
 # --- scalars -------------------------------------------------------------------------------------
 
-_MISSING_WORDS = frozenset({"", "NA", "N/A", "NaN", "nan", "null", "NULL"})
-_TRUE_WORDS = frozenset({"true", "t", "1", "yes"})
-_FALSE_WORDS = frozenset({"false", "f", "0", "no"})
-
 
 def _misfit(value: Any, expected: str) -> Misfit:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:
+        text = "a number of thousands of digits"  # which Python refuses to write
     if len(text) > _SHOWN_CHARACTERS:
         text = text[:_SHOWN_CHARACTERS] + "…"
-    return Misfit(f"{text} ({type(value).__name__})", expected)
+    name = "float" if isinstance(value, Rounded) else type(value).__name__
+    return Misfit(f"{text} ({name})", expected)
 
 
 def _unboxed(value: Any) -> Any:
@@ -189,7 +125,19 @@ def _is_numpy_missing(value: Any) -> bool:
     return bool(value != value)
 
 
-def _logical(value: Any) -> bool:
+def unboxed(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Read a scalar that may come as a list of one, as some R serialisers write it."""
+
+    def read_one(value: Any) -> Any:
+        if isinstance(value, list) and len(value) == 1:
+            return None if value[0] is None else read_one(value[0])
+        return read(value)
+
+    return read_one
+
+
+def logical(value: Any) -> bool:
+    """True or false, also as 1 or 0."""
     value = _unboxed(value)
     if isinstance(value, bool):
         return value
@@ -198,25 +146,31 @@ def _logical(value: Any) -> bool:
     raise _misfit(value, "true or false (logical)")
 
 
-def _integer(value: Any) -> int:
+def integer(value: Any) -> int:
+    """A whole number that JSON carries to every reader."""
     value = _unboxed(value)
-    if isinstance(value, float | Decimal):
-        if not math.isfinite(value) or value != int(value):
-            raise _misfit(value, "a whole number (integer)")
-    elif not isinstance(value, int):
+    if not isinstance(value, int | float | Decimal):
         raise _misfit(value, "a whole number (integer)")
-    if abs(value) > MAX_SAFE_INTEGER:
+    # The size comes first: to make an int of Decimal("1e999999999") would never end.
+    is_finite = isinstance(value, int) or math.isfinite(value)
+    if not (is_finite and -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER):
         raise _misfit(value, "a whole number between -2^53 and 2^53 (integer)")
+    if value != int(value) or isinstance(value, Rounded):
+        raise _misfit(value, "a whole number (integer)")
+    if isinstance(value, float) and abs(value) == MAX_SAFE_INTEGER:
+        raise _misfit(value, "a whole number below 2^53, from where on doubles skip some (integer)")
     return int(value)
 
 
-def _numeric(value: Any) -> float | int:
+def numeric(value: Any) -> float | int:
+    """A finite number that a double can hold."""
     value = _unboxed(value)
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, float):
         if math.isinf(value):
             raise _misfit(value, "a finite number (numeric): JSON has no infinity")
+        # A plain one: a subclass cannot be sent.
         return float.__float__(value)
     if isinstance(value, int):
         if abs(value) > MAX_SAFE_INTEGER and not _fits_double(value):
@@ -229,13 +183,15 @@ def _numeric(value: Any) -> float | int:
     raise _misfit(value, "a number (numeric)")
 
 
-def _double(value: int) -> float:
-    # A server's number is a double, also where its shortest digits have no point: 1e20 may come as
-    # 100000000000000000000.
-    try:
-        return float(value)
-    except OverflowError:
-        raise _misfit(value, "a number (numeric)") from None
+def numeric_from_wire(value: Any) -> float:
+    """A server's number is a double, also where its digits have no point: 1e20 may come as
+    100000000000000000000."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            raise _misfit(value, "a number (numeric)") from None
+    return float(numeric(value))
 
 
 def _fits_double(value: int) -> bool:
@@ -245,7 +201,8 @@ def _fits_double(value: int) -> bool:
         return False
 
 
-def _character(value: Any) -> str:
+def character(value: Any) -> str:
+    """Text of valid Unicode."""
     value = _unboxed(value)
     if not isinstance(value, str):
         raise _misfit(value, "text (character)")
@@ -257,22 +214,72 @@ def _character(value: Any) -> str:
     return str.__str__(value)
 
 
-def _number_from_text(kind: TypeName, word: str) -> float | int:
-    expected = "a whole number (integer)" if kind == "integer" else "a number (numeric)"
-    # int() and float() also take "1_000", which no table means as a number.
-    if "_" in word:
-        raise _misfit(word, expected)
-    try:
-        number: float | int = int(word)
-    except ValueError:
-        try:
-            number = float(word)
-        except ValueError:
-            raise _misfit(word, expected) from None
+# --- cells of text tables ------------------------------------------------------------------------
+
+
+def logical_from_text(text: str) -> bool | None:
+    """One of the words for true, false and missing."""
+    word = text.strip()
+    if word in MISSING_WORDS:
+        return None
+    if word.lower() in TRUE_WORDS:
+        return True
+    if word.lower() in FALSE_WORDS:
+        return False
+    raise _misfit(text, "true or false (logical)")
+
+
+def integer_from_text(text: str) -> int | None:
+    """A whole number, also with a point or an exponent."""
+    word = _number_word(text, "a whole number (integer)")
+    if word is None:
+        return None
+    number = _parsed(word)
+    if isinstance(number, float) and math.isfinite(number) and not _is_exactly(word, number):
         # A fraction that a double has no place for does not make a whole number.
-        if kind == "integer" and math.isfinite(number) and not _is_exactly(word, number):
-            raise _misfit(word, expected) from None
-    return cast("float | int", to_wire(kind, number))
+        raise _misfit(word, "a whole number (integer)")
+    return integer(number)
+
+
+def numeric_from_text(text: str) -> float | int | None:
+    """A finite number."""
+    word = _number_word(text, "a number (numeric)")
+    return None if word is None else numeric(_parsed(word))
+
+
+def nested_from_text(convert: Callable[[Any], Any], name: str) -> Callable[[str], Any]:
+    """Nested types stand in a text cell as JSON, which is how this package writes them."""
+
+    def read(text: str) -> Any:
+        word = text.strip()
+        if word in MISSING_WORDS:
+            return None
+        try:
+            found = msgspec.json.decode(word)
+        except (msgspec.DecodeError, UnicodeError):
+            raise _misfit(text, f"JSON text of a {name}") from None
+        return None if found is None else convert(found)
+
+    return read
+
+
+def _number_word(text: str, expected: str) -> str | None:
+    """The digits of a number, ``None`` for a missing value."""
+    word = text.strip()
+    if word in MISSING_WORDS:
+        return None
+    if _NUMBER.fullmatch(word) is None:
+        if _INFINITY.fullmatch(word):
+            expected = f"{expected}; JSON has no infinity"
+        raise _misfit(word, expected)
+    return word
+
+
+def _parsed(word: str) -> float | int:
+    # Python refuses to read integers of thousands of digits.
+    if word.lstrip("+-").isdigit() and len(word) < 400:
+        return int(word)
+    return float(word)
 
 
 def _is_exactly(word: str, number: float) -> bool:
@@ -285,7 +292,7 @@ def _is_exactly(word: str, number: float) -> bool:
 # --- nested --------------------------------------------------------------------------------------
 
 
-def _listed(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
     """An array, a Series or any iterable as a list; Python's own scalars where the array has them."""
     for method in ("to_pylist", "tolist"):
         convert = getattr(value, method, None)
@@ -300,9 +307,9 @@ def _any_scalar(value: Any) -> Any:
         return None
     value = _unboxed(value)
     if isinstance(value, bool | str):
-        return value if isinstance(value, bool) else _character(value)
+        return value if isinstance(value, bool) else character(value)
     if isinstance(value, int | float | Decimal):
-        return _numeric(value)
+        return numeric(value)
     raise _misfit(value, "a number, text, true, false or null")
 
 
@@ -312,29 +319,39 @@ def _is_listlike(value: Any) -> bool:
     return getattr(value, "ndim", None) == 1 and hasattr(value, "__iter__")
 
 
-def _vector(value: Any) -> list[Any]:
+def vector(value: Any) -> list[Any]:
+    """A list of scalars."""
     if not _is_listlike(value):
         raise _misfit(value, "a list (vector)")
-    return [_any_scalar(item) for item in _listed(value)]
+    return [_any_scalar(item) for item in listed(value)]
 
 
-def _matrix(value: Any) -> list[list[Any]]:
+def vector_from_wire(value: Any) -> list[Any]:
+    """A list of scalars, as JSON has it."""
+    if not isinstance(value, list):
+        raise _misfit(value, "a list")
+    return vector(value)
+
+
+def matrix(value: Any) -> list[list[Any]]:
+    """Rows of one length."""
     expected = "a list of lists of one length (matrix)"
     if getattr(value, "ndim", None) == 2:
         value = (value.to_numpy() if hasattr(value, "to_numpy") else value).tolist()
     if not _is_listlike(value):
         raise _misfit(value, expected)
     rows = []
-    for row in _listed(value):
+    for row in listed(value):
         if not _is_listlike(row):
             raise _misfit(value, expected)
-        rows.append(_vector(row))
+        rows.append(vector(row))
     if len({len(row) for row in rows}) > 1:
         raise _misfit(value, expected)
     return rows
 
 
-def _data_frame(value: Any) -> dict[str, list[Any]]:
+def data_frame(value: Any) -> dict[str, list[Any]]:
+    """Columns of one length, by name."""
     expected = "columns of one length (data.frame)"
     columns: dict[str, list[Any]] = {}
     if isinstance(value, Mapping):
@@ -346,27 +363,16 @@ def _data_frame(value: Any) -> dict[str, list[Any]]:
     for name, column in pairs:
         if not isinstance(name, str) or not _is_listlike(column) or name in columns:
             raise _misfit(value, expected)
-        columns[name] = _vector(column)
+        columns[name] = vector(column)
     if len({len(column) for column in columns.values()}) > 1:
         raise _misfit(value, expected)
     return columns
 
 
-_TO_WIRE: dict[TypeName, Callable[[Any], Any]] = {
-    "logical": _logical,
-    "integer": _integer,
-    "numeric": _numeric,
-    "character": _character,
-    "vector": _vector,
-    "matrix": _matrix,
-    "data.frame": _data_frame,
-}
-
-
 # --- whole arrays --------------------------------------------------------------------------------
 
 
-def _plain_array(values: Any) -> Any:
+def plain_array(values: Any) -> Any:
     """The NumPy array behind a column whose dtype is one of NumPy's own; ``None`` for the rest."""
     dtype: Any = getattr(values, "dtype", None)
     if isinstance(values, Sequence) or getattr(dtype, "kind", "O") not in "biuf":
@@ -378,7 +384,7 @@ def _plain_array(values: Any) -> Any:
     return array if getattr(array, "ndim", None) == 1 else None
 
 
-def _array_to_wire(kind: TypeName, array: Any) -> list[Any] | None:
+def array_to_wire(kind: str, array: Any) -> list[Any] | None:
     """Whole-array conversion where every value fits; ``None`` leaves it to the value-by-value path.
 
     That path then also words the error, so that a message is written in one place only.
@@ -401,7 +407,7 @@ def _array_to_wire(kind: TypeName, array: Any) -> list[Any] | None:
         return None
     if kind == "integer":
         filled = np.where(gaps, 0, array)
-        if (filled != np.floor(filled)).any() or (np.abs(filled) > MAX_SAFE_INTEGER).any():
+        if (filled != np.floor(filled)).any() or (np.abs(filled) >= MAX_SAFE_INTEGER).any():
             return None
         wire: list[Any] = filled.astype("int64").tolist()
     else:

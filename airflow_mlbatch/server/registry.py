@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.protocol.services import Parameter, Service
-from airflow_mlbatch.protocol.values import TYPES, TypeName
+from airflow_mlbatch.protocol.types import TYPES, TypeName, type_for_class, type_name
 
 __all__ = [
     "DEMO_SERVICES",
@@ -34,27 +34,6 @@ DEMO_SERVICES = "airflow_mlbatch.demo.services"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_PYTHON_TYPES: dict[type, TypeName] = {
-    bool: "logical",
-    int: "integer",
-    float: "numeric",
-    str: "character",
-    list: "vector",
-    tuple: "vector",
-    dict: "data.frame",
-}
-# By name, so that neither library is imported for it. A class is looked up with its bases: all of
-# NumPy's floats are `floating`.
-_LIBRARY_TYPES: dict[tuple[str, str], TypeName] = {
-    ("numpy", "bool"): "logical",
-    ("numpy", "bool_"): "logical",
-    ("numpy", "integer"): "integer",
-    ("numpy", "floating"): "numeric",
-    ("numpy", "str_"): "character",
-    ("numpy", "ndarray"): "matrix",
-    ("pandas", "DataFrame"): "data.frame",
-    ("pandas", "Series"): "vector",
-}
 _LONGEST_FILE_NAME = 255
 
 
@@ -251,14 +230,11 @@ def _sendable(text: str) -> str:
 def _type(where: str, kind: Any) -> TypeName:
     kind = _plain(kind)
     if isinstance(kind, str) and kind in TYPES:
-        return kind
+        return type_name(kind)
     if isinstance(kind, type):
-        if kind in _PYTHON_TYPES:
-            return _PYTHON_TYPES[kind]
-        for base in kind.__mro__:
-            found = _LIBRARY_TYPES.get((base.__module__.partition(".")[0], base.__name__))
-            if found is not None:
-                return found
+        found = type_for_class(kind)
+        if found is not None:
+            return found
     words = ", ".join((*TYPES, "bool", "int", "float", "str", "list", "dict"))
     raise InputError(f"{where}: found type {kind!r:.80}, expected one of {words}")
 

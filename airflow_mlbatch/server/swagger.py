@@ -12,25 +12,12 @@ from typing import Any
 from airflow_mlbatch.protocol import routes
 from airflow_mlbatch.protocol.routes import Route
 from airflow_mlbatch.protocol.services import Parameter, Service
-from airflow_mlbatch.protocol.values import TypeName
+from airflow_mlbatch.protocol.types import TYPES
 
 __all__ = ["swagger_document"]
 
 Json = dict[str, Any]
 
-_ANY_SCALAR: Json = {}
-_SCHEMAS: dict[TypeName, Json] = {
-    "logical": {"type": "boolean"},
-    "integer": {"type": "integer"},
-    "numeric": {"type": "number"},
-    "character": {"type": "string"},
-    "vector": {"type": "array", "items": _ANY_SCALAR},
-    "matrix": {"type": "array", "items": {"type": "array", "items": _ANY_SCALAR}},
-    "data.frame": {
-        "type": "object",
-        "additionalProperties": {"type": "array", "items": _ANY_SCALAR},
-    },
-}
 _SERVICE_GONE = "404: Web service not found"
 _EXECUTION_GONE = f"{_SERVICE_GONE}, or Execution not found"
 _FILE_GONE = f"{_EXECUTION_GONE}, or File not found"
@@ -288,7 +275,7 @@ def _parameters(parameters: Sequence[Parameter]) -> Json:
     return {
         "type": "object",
         "properties": {
-            parameter.name: {**_SCHEMAS[parameter.type], "description": parameter.type}
+            parameter.name: {**TYPES[parameter.type].swagger, "description": parameter.type}
             for parameter in parameters
         },
     }

@@ -31,7 +31,8 @@ from airflow_mlbatch.errors import MLBatchError
 from airflow_mlbatch.protocol.intake import RecordReader
 from airflow_mlbatch.protocol.results import write_record_result
 from airflow_mlbatch.protocol.services import Service
-from airflow_mlbatch.protocol.values import Misfit, to_wire
+from airflow_mlbatch.protocol.types import TYPES, to_wire
+from airflow_mlbatch.protocol.values import Misfit
 from airflow_mlbatch.server.folder import has_room
 from airflow_mlbatch.server.programs import Program
 from airflow_mlbatch.server.registry import load_services
@@ -464,7 +465,7 @@ class _Outputs:
     def _is_bare(self, returned: Any, only: str) -> bool:
         if not isinstance(returned, Mapping):
             return True
-        if self._kinds[only] != "data.frame":
+        if TYPES[self._kinds[only]].shape != "frame":
             return False
         inner = returned.get(only)
         is_table = isinstance(inner, Mapping) or hasattr(inner, "columns")

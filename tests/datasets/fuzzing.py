@@ -27,7 +27,7 @@ import pyarrow.parquet as parquet
 from airflow_mlbatch.datasets import readers, writers
 from airflow_mlbatch.errors import MLBatchError
 from airflow_mlbatch.protocol.services import Parameter
-from airflow_mlbatch.protocol.values import TYPES
+from airflow_mlbatch.protocol.types import TYPES
 
 ROWS = 40
 # Bytes that mean something in one of the formats.

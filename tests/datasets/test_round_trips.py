@@ -23,7 +23,8 @@ from airflow_mlbatch.datasets import casting, readers, writers
 from airflow_mlbatch.errors import DatasetError, RecordError
 from airflow_mlbatch.protocol.records import RecordWriter
 from airflow_mlbatch.protocol.services import Parameter
-from airflow_mlbatch.protocol.values import TYPES, Misfit, column_to_wire, from_text, to_wire
+from airflow_mlbatch.protocol.types import TYPES, column_to_wire, from_text, to_wire
+from airflow_mlbatch.protocol.values import Misfit
 from tests.datasets.blocks import block, read, score
 
 EARLY = datetime.datetime.fromisoformat("1700-01-01")
@@ -86,7 +87,7 @@ def wire_columns(draw: Any, kind: str, size: int) -> list[Any]:
 def typed_tables(draw: Any) -> tuple[list[Parameter], dict[str, list[Any]]]:
     """Any mix of the seven types, from no row to several."""
     size = draw(st.integers(0, 6))
-    kinds = draw(st.dictionaries(names, st.sampled_from(TYPES), min_size=1, max_size=5))
+    kinds = draw(st.dictionaries(names, st.sampled_from(list(TYPES)), min_size=1, max_size=5))
     inputs = [Parameter(name, kind) for name, kind in kinds.items()]
     return inputs, {name: draw(wire_columns(kind, size)) for name, kind in kinds.items()}
 

@@ -6,7 +6,8 @@ import pytest
 
 from airflow_mlbatch.protocol.results import RecordBlock, ResultsSink
 from airflow_mlbatch.protocol.services import Parameter
-from airflow_mlbatch.protocol.values import Misfit, from_wire
+from airflow_mlbatch.protocol.types import from_wire
+from airflow_mlbatch.protocol.values import Misfit
 
 PRINTED = ["0.1", "1e20", "100000000000000000000", "12345678901234567000", "-0.0", "5"]
 

@@ -9,7 +9,7 @@ from airflow_mlbatch.datasets import casting, jsonlines, sayable
 from airflow_mlbatch.datasets.casting import objects
 from airflow_mlbatch.datasets.kinds.kind import Columns, InputBlock, Kind, Sink, Source
 from airflow_mlbatch.datasets.rows import RowRange, TableRows
-from airflow_mlbatch.protocol.values import TypeName
+from airflow_mlbatch.protocol.types import TYPES, TypeName
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,11 +67,15 @@ class JsonLinesKind(Kind):
                 if msgspec.UNSET in found[column]:
                     place = found[column].index(msgspec.UNSET)
                     raise jsonlines.missing_key(column, field, lines, place, source.where, row)
-            yield InputBlock(found, len(lines))
+            of_lines = {
+                name: jsonlines.JsonColumn(values, name, lines) for name, values in found.items()
+            }
+            yield InputBlock(of_lines, len(lines))
 
     def to_wire(self, kind: TypeName, column: Any) -> list[Any]:
         """As :class:`Kind` says."""
-        return casting.json_to_wire(kind, column)
+        values = column.exact() if TYPES[kind].is_whole else column
+        return casting.json_to_wire(kind, values)
 
     def can_hold(self, field: pa.Field) -> bool:
         """As :class:`Kind` says."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, NamedTuple, Protocol
 from airflow_mlbatch.datasets import casting
 from airflow_mlbatch.datasets.quoting import Quoting
 from airflow_mlbatch.datasets.rows import RowRange, TableRows
-from airflow_mlbatch.protocol.values import TypeName
+from airflow_mlbatch.protocol.types import TypeName
 
 if TYPE_CHECKING:
     import pyarrow as pa

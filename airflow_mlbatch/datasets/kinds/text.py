@@ -10,7 +10,7 @@ from airflow_mlbatch.datasets.columns import chosen_names
 from airflow_mlbatch.datasets.jsonlines import json_text
 from airflow_mlbatch.datasets.kinds.kind import Columns, Kind, Sink, Source
 from airflow_mlbatch.datasets.rows import RowRange, TableRows
-from airflow_mlbatch.protocol.values import TypeName
+from airflow_mlbatch.protocol.types import TypeName
 
 if TYPE_CHECKING:
     import pyarrow as pa
