@@ -44,13 +44,14 @@ def get_provider_info() -> dict[str, Any]:
                     "relabeling": {
                         "host": "Host or URL",
                         "schema": "Scheme",
+                        "port": "Port (type 12800)",
                         "login": "User name",
                         "password": "Password or token",
                     },
                     "placeholders": {
                         "host": "localhost, or https://proxy.example.com/mlserver",
                         "schema": "http or https",
-                        "port": "12800",
+                        "port": "type 12800: the Test button fails while it is blank",
                     },
                 },
             }

@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from airflow_mlbatch.hooks.lookup import look_up, why_not_found
 from airflow_mlbatch.hooks.settings import Settings, read_settings
 from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.protocol.flows import Flows
@@ -85,17 +86,21 @@ async def acquire_session(conn_id: str, timing: Timing | None = None) -> AsyncSe
 
 async def _looked_up(conn_id: str) -> tuple[Connection, Mapping[str, Any]]:
     """A connection and its extra field, without a synchronous call on the event loop."""
-    from airflow.providers.common.compat.sdk import BaseHook, Connection
+    from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, Connection
 
     if hasattr(Connection, "aextra_dejson"):
-        connection = await BaseHook.aget_connection(conn_id)
+        try:
+            connection = await BaseHook.aget_connection(conn_id)
+        except AirflowNotFoundException as error:
+            # Asking the secrets backends can block: not on the loop.
+            raise await asyncio.to_thread(why_not_found, conn_id) from error
         return connection, await connection.aextra_dejson()
     # Before Airflow 3.3.2 the asynchronous look-up masks secrets with a synchronous call, which can
     # raise DeadlockImminentError (apache/airflow#68377). The releases of common.compat that guard
     # against it do not exist for every Python that Airflow supports, so the guard stands here.
     from asgiref.sync import sync_to_async
 
-    connection = await sync_to_async(BaseHook.get_connection)(conn_id)
+    connection = await sync_to_async(look_up)(conn_id)
     return connection, await sync_to_async(lambda: connection.extra_dejson)()
 
 

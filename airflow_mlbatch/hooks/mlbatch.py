@@ -6,14 +6,19 @@ is carried in the transport room.
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import BaseHook
 
-from airflow_mlbatch.errors import MLBatchError
+from airflow_mlbatch.errors import LineError, MLBatchError
+from airflow_mlbatch.hooks.lookup import look_up
 from airflow_mlbatch.hooks.settings import DEFAULT_PORT, Settings, read_settings
 from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.protocol.flows import PARALLEL_COUNT, Flows, Policy
@@ -89,10 +94,14 @@ class MLBatchHook(BaseHook):
         """The form of the connection on Airflow 3.0 and 3.1; later ones read provider info."""
         return {
             "hidden_fields": [],
-            "relabeling": {"schema": "Scheme (http or https)", "host": "Host or URL"},
+            "relabeling": {
+                "schema": "Scheme (http or https)",
+                "host": "Host or URL",
+                "port": f"Port (type {DEFAULT_PORT})",
+            },
             "placeholders": {
                 "host": "mlserver.example.com",
-                "port": str(DEFAULT_PORT),
+                "port": f"type {DEFAULT_PORT}: the Test button fails while it is blank",
                 "login": "admin",
                 "extra": '{"verify": true, "read_timeout": 60}',
             },
@@ -119,15 +128,52 @@ class MLBatchHook(BaseHook):
             self._driver = None
 
     def test_connection(self) -> tuple[bool, str]:
-        """Log in and ask for the server's health; never raises."""
+        """Log in and ask for the server's health: one attempt, ten seconds at most; never raises."""
         try:
-            status = self.get_server_status()
+            settings = self._read_settings()
+            return self._tested_in_time(settings)
         except MLBatchError as error:
             return False, str(error)
         except Exception as error:
             # Airflow shows the text and nothing else, so there must be one.
             return False, f"{type(error).__name__}: {error}"
-        return status.is_healthy, f"{self.url} says {status.status_code!r}"
+
+    def _tested_in_time(self, settings: Settings) -> tuple[bool, str]:
+        """Test in a thread that is left behind when it is late: nothing else ends a slow name server."""
+        outcome: Future[tuple[bool, str]] = Future()
+
+        def test() -> None:
+            try:
+                outcome.set_result(self._tested(settings))
+            except BaseException as error:
+                outcome.set_exception(error)
+
+        seconds = self.timing.policy.test_seconds
+        # Airflow's masker, and its button, keep what they know in the context.
+        run = contextvars.copy_context().run
+        threading.Thread(target=run, args=(test,), daemon=True).start()
+        try:
+            return outcome.result(seconds)
+        except FutureTimeout:
+            return False, f"{settings.endpoint.url}: no answer within {seconds:g} seconds"
+
+    def _tested(self, settings: Settings) -> tuple[bool, str]:
+        policy = self.timing.policy
+        # A little less than the whole time: what the driver finds says more than the clock.
+        seconds = 0.9 * policy.test_seconds
+        flows = Flows(
+            settings.login,
+            settings.endpoint.url,
+            replace(policy, repeat_seconds=0.0, whole_seconds=seconds),
+        )
+        driver = self._make_driver(settings)
+        try:
+            status = driver.run(flows.get_server_status())
+        except LineError as error:
+            return False, f"{error}; {_advice(settings.endpoint.url)}"
+        finally:
+            driver.close()
+        return status.is_healthy, f"{settings.endpoint.url} says {status.status_code!r}"
 
     def get_server_status(self) -> ServerStatus:
         """The health of the server and of its parts."""
@@ -374,8 +420,6 @@ class MLBatchHook(BaseHook):
 
         A line of its own: the one of this hook may be in the middle of a request.
         """
-        from dataclasses import replace
-
         settings = self._read_settings()
         endpoint = replace(
             settings.endpoint, connect_timeout=_AT_ONCE_TIMEOUT, read_timeout=_AT_ONCE_TIMEOUT
@@ -505,7 +549,7 @@ class MLBatchHook(BaseHook):
     def _read_settings(self) -> Settings:
         with _opening:
             if self._settings is None:
-                connection = self.get_connection(self.mlbatch_conn_id)
+                connection = look_up(self.mlbatch_conn_id)
                 self._settings = read_settings(connection, connection.extra_dejson)
             return self._settings
 
@@ -521,3 +565,12 @@ class MLBatchHook(BaseHook):
             clock=self.timing.clock,
             sleep=self.timing.sleep,
         )
+
+
+def _advice(url: str) -> str:
+    """What to check where nobody answered, or not in HTTP."""
+    scheme, other = ("https", "http") if url.startswith("https:") else ("http", "https")
+    return (
+        f"check host and port of {url}, and the scheme: it is {scheme}, "
+        f"and a server that speaks {other} does not answer that"
+    )

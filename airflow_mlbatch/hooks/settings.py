@@ -16,10 +16,13 @@ extra ``resource``, ``tenant_id``, ``client_id``, ``client_secret``, ``authority
                      id and secret may also stand in login and password; without a secret it is a
                      workload or managed identity. ``audience`` is another name for ``resource``
 ==================== ================================================================================
+
+Any other key of the extra field is an error.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,6 +40,20 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_PORT", "Settings", "read_settings"]
 
 DEFAULT_PORT = 12800
+_KEYS = (
+    "auth",
+    "verify",
+    "client_cert",
+    "client_key",
+    "connect_timeout",
+    "read_timeout",
+    "resource",
+    "audience",
+    "tenant_id",
+    "client_id",
+    "client_secret",
+    "authority",
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,7 @@ def read_settings(connection: Connection, extra: Mapping[str, Any]) -> Settings:
     try:
         if not isinstance(extra, Mapping):
             raise ConnectionConfigError(f"extra: found {type(extra).__name__}, expected an object")
+        _check_keys(extra)
         verify = _verify(extra.get("verify", True))
         endpoint = Endpoint(
             url=_url(connection),
@@ -73,6 +91,25 @@ def read_settings(connection: Connection, extra: Mapping[str, Any]) -> Settings:
         raise ConnectionConfigError(f"connection {conn_id!r}, {error}") from None
 
 
+def _check_keys(extra: Mapping[str, Any]) -> None:
+    """Refuse what nobody reads: somebody would believe that it works."""
+    unknown = [str(key) for key in extra if key not in _KEYS and not _is_of_airflow(str(key))]
+    if unknown:
+        listed = ", ".join(_suggested(key) for key in unknown)
+        raise ConnectionConfigError(f"extra: found {listed}, expected some of {', '.join(_KEYS)}")
+
+
+def _is_of_airflow(key: str) -> bool:
+    """Whether Airflow makes such keys: for extras in a URI, and for the fields of its own forms."""
+    return key == "__extra__" or key.startswith("extra__")
+
+
+def _suggested(key: str) -> str:
+    # The key is shown, its value is not: it may be a secret under a wrong name.
+    close = difflib.get_close_matches(key.casefold(), _KEYS, n=1)
+    return f"{key!a:.80} (did you mean {close[0]!r}?)" if close else f"{key!a:.80}"
+
+
 def _url(connection: Connection) -> str:
     host = (connection.host or "").strip().rstrip("/")
     if not host:
@@ -85,7 +122,7 @@ def _url(connection: Connection) -> str:
     except ValueError:
         # The host itself is not shown: somebody may have written a password into it.
         raise ConnectionConfigError(
-            "host: found a port that is none, expected a number from 1 to 65535"
+            "host: invalid port, expected a number from 1 to 65535"
         ) from None
     if parts.scheme not in ("http", "https"):
         field = "host" if is_whole else "schema"

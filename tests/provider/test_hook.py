@@ -253,6 +253,35 @@ def test_fields_of_the_connection(
         assert hook.url == url
 
 
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (
+            {"verify_ssl": False},
+            "extra: found 'verify_ssl' (did you mean 'verify'?), expected some of",
+        ),
+        ({"timeout": 5}, "found 'timeout' (did you mean 'read_timeout'?)"),
+        ({"Verify": True}, "found 'Verify' (did you mean 'verify'?)"),
+        ({"tenantId": "t"}, "found 'tenantId' (did you mean 'tenant_id'?)"),
+        ({"zzz": 1}, "found 'zzz', expected some of auth, verify,"),
+        ({"zzz": 1, "verify": True, "cert": "/c"}, "found 'zzz', 'cert'"),
+        ({"__extra__": "{}", "extra__mlbatch__auth": "", "verify": True}, None),
+    ],
+)
+def test_a_key_that_nobody_reads(
+    extra: dict[str, Any], words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = {"conn_type": "mlbatch", "host": "ml", "login": "ada", "password": "secret"}
+    monkeypatch.setenv("AIRFLOW_CONN_FIELDS", json.dumps({**whole, "extra": extra}))
+    if words is None:
+        assert MLBatchHook("fields").url == "http://ml:12800"
+        return
+    with pytest.raises(ConnectionConfigError) as caught:
+        MLBatchHook("fields").list_services()
+    assert str(caught.value).startswith("connection 'fields', extra: found ")
+    assert words in str(caught.value)
+
+
 def test_an_extra_field_that_is_no_object() -> None:
     """Airflow 3.0 refuses such a connection itself; later ones hand it on."""
     connection = Connection(conn_id="fields", conn_type="mlbatch", host="ml")

@@ -477,7 +477,8 @@ def test_a_trigger_without_its_connection_sends_an_event() -> None:
     os.environ.pop("AIRFLOW_CONN_NOWHERE", None)
     event = fire(BatchStateTrigger(execution_id="1", mlbatch_conn_id="nowhere"))
     assert event.payload["status"] == "error"
-    assert "nowhere" in event.payload["message"]
+    assert event.payload["is_permanent"] is True
+    assert "connection 'nowhere': found none of this id" in event.payload["message"]
 
 
 def test_on_kill_cancels_only_when_asked(hook: MLBatchHook) -> None:

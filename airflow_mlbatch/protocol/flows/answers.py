@@ -26,13 +26,22 @@ from airflow_mlbatch.protocol.flows.addresses import named
 from airflow_mlbatch.protocol.messages import Lost, Reply, Send
 from airflow_mlbatch.protocol.routes import IDEMPOTENCY_KEY, Missing, Route
 
-__all__ = ["MAYBE_STARTED", "error_of", "is_repeatable", "may_have_started", "retry_after"]
+__all__ = [
+    "MAYBE_STARTED",
+    "answerer",
+    "error_of",
+    "is_repeatable",
+    "may_have_started",
+    "retry_after",
+]
 
 MAYBE_STARTED = "the batch may have been started, or not"
 
 _BUSY = (429, 502, 503, 504)
 # A proxy says these. It may have passed the request on and received no good reply.
 _FROM_BETWEEN = (502, 504)
+# Every server of this API knows the address of the login.
+_NO_SUCH_ADDRESS = (404, 405, 501)
 
 
 def error_of(
@@ -53,6 +62,12 @@ def error_of(
     return error
 
 
+def answerer(reply: Reply) -> str:
+    """Who answered, as far as the reply says it."""
+    server = " ".join(reply.headers.get("server", "").split())
+    return f"a server that calls itself {server!a:.80} answered" if server else "a server answered"
+
+
 def _error_of_lost(request: Send, lost: Lost, endpoint: str) -> MLBatchError:
     at = "" if "://" in request.target else f" at {endpoint.rstrip('/')}"
     return ConnectionLostError(f"{named(request)}{at}: {lost.reason}")
@@ -60,8 +75,11 @@ def _error_of_lost(request: Send, lost: Lost, endpoint: str) -> MLBatchError:
 
 def _error_of_reply(request: Send, reply: Reply) -> MLBatchError:
     route, status = request.route, reply.status
-    words = read_error(reply.body, may_hold_tokens=route.is_open)
+    is_foreign = route.is_open and status in _NO_SUCH_ADDRESS
+    words = read_error(reply.body, may_hold_tokens=route.is_open and not is_foreign)
     text = f"{named(request)}: {status} {words}"
+    if is_foreign:
+        text += f"; {answerer(reply)} and does not know this address: check host, port and path"
     if status == 401:
         return AuthenticationError(text, status)
     if status == 403:

@@ -24,6 +24,8 @@ from airflow_mlbatch.protocol.routes import Route
 __all__ = ["Exchange", "request_to"]
 
 _MAX_REDIRECTS = 5
+# A request that comes too late fails soon, and in the words of one that is not answered in time.
+_LEAST_SECONDS = 0.05
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -56,6 +58,7 @@ class Exchange:
 
     def __init__(self, endpoint: str, policy: Policy, secrets: Secrets) -> None:
         self._endpoint, self._policy, self._secrets = endpoint, policy, secrets
+        self._until: float | None = None
 
     def answered(self, request: Send, renew: Callable[[], Flow[Send]] | None = None) -> Flow[Reply]:
         """Send a request until it is answered well, or until a repeat makes no sense.
@@ -64,6 +67,7 @@ class Exchange:
         :raises MLBatchError: what the last answer means
         """
         started = yield Now()
+        request = self._in_time(request, started)
         wait, attempt, is_in_doubt = self._policy.first_wait, 0, False
         while True:
             answer = yield from self._followed(request)
@@ -87,6 +91,15 @@ class Exchange:
             yield Report(None, self._secrets.redacted(str(error)), attempt, pause)
             yield Wait(pause)
             wait = min(2 * wait, self._policy.longest_wait)
+
+    def _in_time(self, request: Send, now: float) -> Send:
+        """The request with what is left of the time that all requests of the session have."""
+        if self._policy.whole_seconds is None:
+            return request
+        if self._until is None:
+            self._until = now + self._policy.whole_seconds
+        left = max(self._until - now, _LEAST_SECONDS)
+        return replace(request, seconds=min(left, request.seconds or left))
 
     def _followed(self, request: Send) -> Flow[Reply | Lost]:
         """Send a request and follow its redirects; the token stays with the server it is for."""

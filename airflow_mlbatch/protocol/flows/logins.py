@@ -16,6 +16,7 @@ import msgspec
 from airflow_mlbatch.errors import AnswerError, AuthenticationError, ContractError, LineError
 from airflow_mlbatch.protocol import routes
 from airflow_mlbatch.protocol.documents import Tokens, read_tokens
+from airflow_mlbatch.protocol.flows.answers import answerer
 from airflow_mlbatch.protocol.messages import EntraSource, FetchToken, Flow, Now, Reply
 from airflow_mlbatch.protocol.routes import Route
 
@@ -72,7 +73,10 @@ class PasswordLogin(Login):
             raise AuthenticationError(
                 f"the server refused the login of user {self.username!r}: {error}", error.status
             ) from None
-        return read_tokens(reply.body, (yield Now()))
+        try:
+            return read_tokens(reply.body, (yield Now()))
+        except ContractError as error:
+            raise ContractError(f"{error}; {answerer(reply)}: check host, port and path") from None
 
 
 def _renewed(refresh_token: str, post: Post) -> Flow[Tokens | None]:

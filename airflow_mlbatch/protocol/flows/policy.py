@@ -19,6 +19,8 @@ class Policy:
     :param longest_wait: longest pause between two repeats, in seconds
     :param small_seconds: longest time for an exchange whose reply is small
     :param poll_problems: how many polls in a row may fail before a watch gives up
+    :param whole_seconds: longest time for all requests of a session together; ``None`` for no limit
+    :param test_seconds: longest time for a test of the connection
     :param chance: returns a number in [0, 1) for the jitter
     """
 
@@ -27,4 +29,6 @@ class Policy:
     longest_wait: float = 30.0
     small_seconds: float = 120.0
     poll_problems: int = 10
+    whole_seconds: float | None = None
+    test_seconds: float = 10.0
     chance: Callable[[], float] = random.random
