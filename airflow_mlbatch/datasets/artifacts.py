@@ -23,7 +23,7 @@ from collections.abc import Iterable
 
 from airflow_mlbatch.errors import InputError, UnsafeNameError
 
-__all__ = ["DEFAULT_TEMPLATE", "ArtifactNames", "artifact_path", "safe_name"]
+__all__ = ["DEFAULT_TEMPLATE", "ArtifactNames", "safe_name"]
 
 DEFAULT_TEMPLATE = "{index}/{file_name}"
 
@@ -162,11 +162,6 @@ class ArtifactNames:
                 "differ only in case share one on some file systems"
             )
         return place
-
-
-def artifact_path(index: int, file_name: str, template: str = DEFAULT_TEMPLATE) -> str:
-    """The place of a single artifact, where nothing is known of others."""
-    return ArtifactNames(template).place(index, file_name)
 
 
 def check_template(template: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from airflow_mlbatch.datasets.locations import StoragePath, read_bytes
+from airflow_mlbatch.datasets.locations import StoragePath
 from airflow_mlbatch.datasets.staging import write_whole
 from airflow_mlbatch.datasets.writers import WrittenTable
 from airflow_mlbatch.errors import DatasetError
@@ -19,7 +19,6 @@ __all__ = [
     "MANIFEST_VERSION",
     "Counts",
     "manifest_path",
-    "read_manifest",
     "table_manifest",
     "write_manifest",
 ]
@@ -104,22 +103,3 @@ def write_manifest(
 
     text = json.dumps(manifest, indent=2, ensure_ascii=False)
     write_whole(path, text.encode() + b"\n", attempt)
-
-
-def read_manifest(path: StoragePath) -> dict[str, Any]:
-    """Read a manifest.
-
-    :raises DatasetError: there is none, or it is of another kind or version
-    """
-    import json
-
-    try:
-        found = json.loads(read_bytes(path))
-    except ValueError as error:
-        raise DatasetError(f"{path}: found no JSON ({error}), expected a manifest") from None
-    version = found.get("manifest_version") if isinstance(found, dict) else None
-    if version != MANIFEST_VERSION:
-        raise DatasetError(
-            f"{path}: found manifest_version {version!r}, expected {MANIFEST_VERSION}"
-        )
-    return dict(found)

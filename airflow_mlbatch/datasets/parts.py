@@ -10,11 +10,10 @@ first part is touched (:func:`begin_dataset`) and written last (:func:`publish_d
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from airflow_mlbatch.datasets import jsonlines, locations
 from airflow_mlbatch.datasets.columns import INDEX_COLUMN
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 __all__ = [
     "MANIFEST_NAME",
     "SUCCESS_NAME",
-    "Check",
     "begin_dataset",
     "part_name",
     "part_object",
@@ -49,9 +47,6 @@ __all__ = [
 ]
 
 MANIFEST_NAME, SUCCESS_NAME = "manifest.json", "_SUCCESS"
-
-# How far a part is trusted: its size, its bytes, or the row numbers in it.
-Check: TypeAlias = Literal["size", "checksum", "index"]
 
 _PART = re.compile(rf"^part-\d{{5,}}\.({'|'.join(kind.name for kind in KINDS)})(\.gz)?$")
 _STAGED_PART = re.compile(r"^\.part-\d{5,}\..*\.part$")
@@ -148,13 +143,13 @@ def publish_dataset(
     created_at: str,
     schema: pa.Schema | None = None,
     format: str = "parquet",
-    check: Check = "index",
     extra: Mapping[str, Any] | None = None,
     attempt: str | None = None,
 ) -> dict[str, Any]:
     """Check that every input row is there exactly once, then publish.
 
-    Parts of other runs are removed. Where a part had to assume the type of a column (a shard whose
+    The size of each part is compared, and its column ``mlbatch_index`` is read. Parts of other runs are
+    removed. Where a part had to assume the type of a column (a shard whose
     records all failed, say) and another part knows it, the former is rewritten, so that the dataset
     has one schema. So are parts whose rows of a JSON Lines table did not show what others did: a key
     that none of them has, whole numbers only.
@@ -163,18 +158,14 @@ def publish_dataset(
     :param parts: from :func:`part_object`, in any order
     :param row_count: rows of the input table
     :param schema: columns of an empty dataset, which has one part without rows
-    :param check: ``"size"`` compares sizes, ``"checksum"`` reads every byte, ``"index"`` (the
-        default) compares sizes and reads the column ``mlbatch_index`` of each part
     :return: the manifest
     :raises DatasetError: names the part or the rows that are missing, there twice or changed
     """
-    if check not in ("size", "checksum", "index"):
-        raise DatasetError(f"check: found {check!r}, expected 'size', 'checksum' or 'index'")
     begin_dataset(folder)
     ordered = sorted((dict(part) for part in parts), key=lambda part: (part["start"], part["stop"]))
     _check_ranges(ordered, row_count)
     for part in ordered:
-        _check_part(folder, part, check)
+        _check_part(folder, part)
     if not ordered and schema is not None:
         ordered = [_empty_part(folder, schema, format, attempt)]
     ordered = _with_one_schema(folder, ordered, attempt)
@@ -237,7 +228,7 @@ def _check_ranges(parts: Sequence[Mapping[str, Any]], row_count: int) -> None:
         raise DatasetError("dataset: found two parts of one name, expected a name for each shard")
 
 
-def _check_part(folder: StoragePath, part: Mapping[str, Any], check: Check) -> None:
+def _check_part(folder: StoragePath, part: Mapping[str, Any]) -> None:
     path = folder / part["name"]
     size = locations.file_size(path)
     if size is None:
@@ -249,20 +240,7 @@ def _check_part(folder: StoragePath, part: Mapping[str, Any], check: Check) -> N
             f"{path}: found {size:,} bytes, expected {part['bytes']:,} as written; "
             f"clear the task of shard {part['shard']}"
         )
-    if check == "checksum" and not may_be_rewritten:
-        found = _checksum(path)
-        if found != part["sha256"]:
-            raise DatasetError(f"{path}: found the checksum {found}, expected {part['sha256']}")
-    if check == "index" or may_be_rewritten:
-        _check_index(path, part["start"], part["stop"])
-
-
-def _checksum(path: StoragePath) -> str:
-    digest = hashlib.sha256()
-    with locations.open_input(path) as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    _check_index(path, part["start"], part["stop"])
 
 
 def _check_index(path: StoragePath, start: int, stop: int) -> None:

@@ -16,10 +16,19 @@ __all__ = ["RowRange", "TableRows", "row_range_of"]
 
 @dataclass(frozen=True)
 class RowRange:
-    """A half-open range of zero-based rows; ``stop=None`` goes to the end of the table."""
+    """A half-open range of zero-based rows; ``stop=None`` goes to the end of the table.
+
+    :raises DatasetError: start or stop are no whole numbers, or not in this order
+    """
 
     start: int = 0
     stop: int | None = None
+
+    def __post_init__(self) -> None:
+        numbers = [self.start] if self.stop is None else [self.start, self.stop]
+        are_whole = all(type(number) is int for number in numbers)
+        if not are_whole or not 0 <= numbers[0] <= numbers[-1]:
+            raise _no_range((self.start, self.stop))
 
     def check_end(self, where: str, end: int) -> None:
         """:raises DatasetError: the table ended at row ``end``, before the range does"""
@@ -41,16 +50,16 @@ def row_range_of(found: Any) -> RowRange:
         return RowRange()
     if isinstance(found, RowRange):
         return found
-    expected = "expected (start, stop) with whole numbers and 0 <= start <= stop"
     if not isinstance(found, list | tuple) or len(found) != 2:
-        raise DatasetError(f"row_range: found {found!r:.80}, {expected}")
-    start, stop = found
-    numbers = (start,) if stop is None else (start, stop)
-    if any(isinstance(number, bool) or not isinstance(number, int) for number in numbers):
-        raise DatasetError(f"row_range: found {found!r:.80}, {expected}")
-    if start < 0 or (stop is not None and stop < start):
-        raise DatasetError(f"row_range: found {found!r:.80}, {expected}")
-    return RowRange(start, stop)
+        raise _no_range(found)
+    return RowRange(*found)
+
+
+def _no_range(found: Any) -> DatasetError:
+    return DatasetError(
+        f"row_range: found {found!r:.80}, expected (start, stop) with whole numbers and "
+        "0 <= start <= stop"
+    )
 
 
 @dataclass(frozen=True)

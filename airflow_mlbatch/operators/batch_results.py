@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from airflow_mlbatch.datasets.failures import Failure, FailureLog, FailurePolicy, RejectsWriter
     from airflow_mlbatch.datasets.manifest import Counts
     from airflow_mlbatch.datasets.quoting import Quoting
-    from airflow_mlbatch.datasets.rows import TableRows
+    from airflow_mlbatch.datasets.rows import RowRange, TableRows
     from airflow_mlbatch.datasets.scored import DataFrames
     from airflow_mlbatch.datasets.writers import WrittenTable
     from airflow_mlbatch.protocol.results import RecordBlock, RecordResult
@@ -211,7 +211,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         self._rescoring_id: str | None = None
         # The arguments as execute() understood them.
         self._tries, self._parallel, self._pause = 0, 1, 5.0
-        self._rows: tuple[int, int | None] | None = None
+        self._rows: RowRange | None = None
         self._ids: list[str] = []
         self._kept: Any = "all"
         self._columns: Mapping[str, str] | None = None
@@ -344,7 +344,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         return completed(self.execution_id, status).total_item_count
 
     def _first_row(self) -> int:
-        return 0 if self._rows is None else self._rows[0]
+        return 0 if self._rows is None else self._rows.start
 
     # --- a second try for failed records ---------------------------------------------------------
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from airflow_mlbatch.datasets.rows import RowRange, row_range_of
 from airflow_mlbatch.errors import InputError
 
 __all__ = [
@@ -125,25 +126,25 @@ def as_table(found: Any) -> Any:
     return found
 
 
-def as_row_range(found: Any) -> tuple[int, int | None] | None:
-    """A range of rows, ``(start, stop)``; ``stop`` may be missing (``None``).
+def as_row_range(found: Any) -> RowRange | None:
+    """A range of rows, also from the text of a list; its end may be missing (``None``).
 
     :raises InputError: it is something else
     """
     if _is_none(found):
         return None
-    expected = "expected (start, stop) with whole numbers and 0 <= start <= stop"
     pair = as_list(found, of=(int, type(None)))
-    if len(pair) != 2:
-        raise InputError(f"row_range: found {found!r:.80}, {expected}")
+    return row_range_of([_as_bound(number) for number in pair] if len(pair) == 2 else found)
+
+
+def _as_bound(found: Any) -> Any:
+    """A bound that was a template of its own; what is no number is left for the range to refuse."""
+    if _is_none(found):
+        return None
     try:
-        start = as_whole_number("row_range", pair[0])
-        stop = None if _is_none(pair[1]) else as_whole_number("row_range", pair[1])
+        return as_whole_number("row_range", found)
     except InputError:
-        raise InputError(f"row_range: found {found!r:.80}, {expected}") from None
-    if stop is not None and stop < start:
-        raise InputError(f"row_range: found {found!r:.80}, {expected}")
-    return start, stop
+        return found
 
 
 def _is_none(found: Any) -> bool:

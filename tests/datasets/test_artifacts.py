@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from airflow_mlbatch.datasets.artifacts import ArtifactNames, artifact_path, safe_name
+from airflow_mlbatch.datasets.artifacts import ArtifactNames, safe_name
 from airflow_mlbatch.errors import InputError, UnsafeNameError
 
 
@@ -28,7 +28,7 @@ def is_reserved(name: str) -> bool:
     ["Histogram.png", "answer.csv", "plot 1.png", "größe.txt", ".hidden", "a..b", "x~y", "日本"],
 )
 def test_ordinary_names_stay(name: str) -> None:
-    assert artifact_path(7, name) == f"7/{name}"
+    assert ArtifactNames().place(7, name) == f"7/{name}"
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_ordinary_names_stay(name: str) -> None:
 )
 def test_names_that_point_elsewhere_are_refused(name: str) -> None:
     with pytest.raises(UnsafeNameError, match="artifact: found the name"):
-        artifact_path(0, name)
+        ArtifactNames().place(0, name)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_nothing_leaves_and_nothing_is_overwritten(names: list[str], in_turn: bo
     ["{index}/{file_name}", "{file_name}", "{index:06d}-{file_name}", "plots/{index}/{file_name}"],
 )
 def test_templates(template: str) -> None:
-    assert artifact_path(5, "x.png", template) == template.format(index=5, file_name="x.png")
+    assert ArtifactNames(template).place(5, "x.png") == template.format(index=5, file_name="x.png")
 
 
 @pytest.mark.parametrize(
