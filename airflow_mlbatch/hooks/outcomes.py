@@ -24,7 +24,7 @@ from airflow_mlbatch.errors import (
 from airflow_mlbatch.protocol.results import BatchStatus
 from airflow_mlbatch.protocol.states import BatchState
 
-__all__ = ["airflow_errors", "checked", "completed", "event_of", "status_of_event", "summary"]
+__all__ = ["airflow_errors", "completed", "event_of", "status_of_event", "summary"]
 
 
 @contextmanager
@@ -41,24 +41,16 @@ def airflow_errors() -> Iterator[None]:
         raise AirflowFailException(str(error)) from error
 
 
-def checked(execution_id: str, status: BatchStatus) -> BatchStatus:
-    """The status of an execution that has not failed.
-
-    :raises BatchFailedError: it failed; with the server's words about it, where there are any
-    """
-    if status.state is BatchState.FAILED:
-        told = f"execution {execution_id} failed on the server after {status}"
-        raise BatchFailedError(f"{told}: {status.message}" if status.message else told)
-    return status
-
-
 def completed(execution_id: str, status: BatchStatus) -> BatchStatus:
     """The status of an execution whose results are all there.
 
-    :raises BatchFailedError: it failed
+    :raises BatchFailedError: it failed; with the server's words about it, where there are any
     :raises BatchError: it still runs
     """
-    if not checked(execution_id, status).is_terminal:
+    if status.state.is_failure:
+        text = f"execution {execution_id} failed on the server after {status}"
+        raise BatchFailedError(f"{text}: {status.message}" if status.message else text)
+    if not status.is_terminal:
         raise BatchError(
             f"execution {execution_id} is not complete ({status}); wait for it with "
             "BatchStateSensor, or score with wait_for_completion=True"

@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_mlbatch.errors import InputError, RecordsFailedError
 from airflow_mlbatch.hooks import MLBatchHook
-from airflow_mlbatch.hooks.outcomes import checked, completed
+from airflow_mlbatch.hooks.outcomes import completed
 from airflow_mlbatch.links import BatchExecutionLink, BatchTask, is_id
 from airflow_mlbatch.operators.assets import emit, with_outlet
 from airflow_mlbatch.operators.locations import comparable, location, paths_told
@@ -405,7 +405,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         rescored.execution_ids.append(execution_id)
         try:
             status = self.hook.watch_batch(*named, execution_id, poll_interval=self._pause)
-            checked(execution_id, status)
+            completed(execution_id, status)
             records: list[RecordResult] = []
             self._read(
                 execution_id, lambda block: records.extend(block), restart=lambda: records.clear()

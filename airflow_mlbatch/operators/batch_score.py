@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_mlbatch.errors import BatchError, BatchTimeoutError, InputError, MLBatchError
 from airflow_mlbatch.hooks import MLBatchHook
-from airflow_mlbatch.hooks.outcomes import airflow_errors, checked, status_of_event
+from airflow_mlbatch.hooks.outcomes import airflow_errors, completed, status_of_event
 from airflow_mlbatch.links import BatchExecutionLink, BatchTask
 from airflow_mlbatch.operators.empty import OnEmpty, check_on_empty, judge_empty
 from airflow_mlbatch.operators.locations import location
@@ -202,7 +202,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             except BatchTimeoutError as error:
                 self._give_up(error, limited_by)
                 raise
-            checked(execution_id, status)
+            completed(execution_id, status)
         return self._succeeded(context)
 
     def resume_execution(
@@ -222,7 +222,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             limited_by = (
                 "timeout" if ends_at is not None and ends_at <= now else "execution_timeout"
             )
-            checked(left["execution_id"], self._watch(left["execution_id"], now, limited_by))
+            completed(left["execution_id"], self._watch(left["execution_id"], now, limited_by))
         return self._succeeded(context)
 
     def on_kill(self) -> None:
@@ -325,7 +325,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
                 self._defer(submitted.execution_id, deadline, limited_by)
         else:
             status = self._watch(submitted.execution_id, deadline, limited_by)
-        checked(submitted.execution_id, status)
+        completed(submitted.execution_id, status)
 
     def _watch(self, execution_id: str, deadline: float | None, limited_by: str) -> BatchStatus:
         try:

@@ -27,7 +27,17 @@ class BatchState(str, Enum):
     @property
     def is_terminal(self) -> bool:
         """Whether the execution will never change again."""
-        return self in (BatchState.COMPLETE, BatchState.FAILED)
+        return self.is_success or self.is_failure
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the execution has ended without results."""
+        return self is BatchState.FAILED
+
+    @property
+    def is_success(self) -> bool:
+        """Whether all results are there."""
+        return self is BatchState.COMPLETE
 
     @classmethod
     def parse(cls, word: object) -> BatchState:

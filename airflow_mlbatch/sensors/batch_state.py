@@ -24,7 +24,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_mlbatch.errors import BatchFailedError, BatchTimeoutError, MLBatchError
 from airflow_mlbatch.hooks import MLBatchHook
-from airflow_mlbatch.hooks.outcomes import airflow_errors, checked, status_of_event, summary
+from airflow_mlbatch.hooks.outcomes import airflow_errors, completed, status_of_event, summary
 from airflow_mlbatch.links import BatchExecutionLink, BatchTask
 from airflow_mlbatch.protocol.results import BatchStatus
 from airflow_mlbatch.triggers import BatchStateTrigger
@@ -189,7 +189,7 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
 
     def _ended(self, status: BatchStatus) -> dict[str, Any]:
         try:
-            checked(self.execution_id, status)
+            completed(self.execution_id, status)
         except BatchFailedError as error:
             # The same execution would be found failed at every retry.
             raise AirflowFailException(str(error)) from error

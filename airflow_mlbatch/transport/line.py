@@ -80,11 +80,14 @@ class _Response(http.client.HTTPResponse):
         super().__init__(sock, *args, **kwargs)
         self.fp = io.BufferedReader(_Watched(self.fp.detach(), sock))
 
-    def _read_status(self) -> tuple[str, int, str]:
-        version, status, reason = super()._read_status()  # type: ignore[misc]
-        # Its caller steps over a 100 and the headers of it. 101 is an answer to what we never ask.
-        is_interim = 100 <= status < 200 and status != 101
-        return version, http.client.CONTINUE if is_interim else status, reason
+    def begin(self) -> None:
+        """Read the head of the reply, after those of any interim replies."""
+        super().begin()
+        # 101 is the last word: it answers a request for another protocol, which nobody makes here.
+        while 100 <= self.status < 200 and self.status != http.client.SWITCHING_PROTOCOLS:
+            # http.client reads a head only where it has none yet.
+            self.headers = self.msg = None  # type: ignore[assignment]
+            super().begin()
 
 
 class _PatientLine:

@@ -33,7 +33,6 @@ from airflow_mlbatch.protocol.routes import (
     IDEMPOTENCY_KEY_QUERY,
 )
 from airflow_mlbatch.protocol.services import Parameter
-from airflow_mlbatch.protocol.states import BatchState
 
 __all__ = ["PARALLEL_COUNT", "BatchFlows"]
 
@@ -120,7 +119,7 @@ class BatchFlows(Session):
             max_body=NO_LIMIT,
         )
         status: BatchStatus = reply.sink.status
-        if status.state is BatchState.FAILED:
+        if status.state.is_failure:
             status = replace(status, message=(yield from self._why_failed(named)))
         return status
 
@@ -190,7 +189,7 @@ class BatchFlows(Session):
             is_small=False,
         )
         status: BatchStatus = reply.sink.status
-        if status.state is BatchState.COMPLETE and reply.sink.count != status.total_item_count:
+        if status.state.is_success and reply.sink.count != status.total_item_count:
             raise _wrong_number(execution_id, reply.sink.count, status.total_item_count)
         return status
 
