@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from tests.patience import PATIENCE
 from tests.ports import ReservedPort
 
 __all__ = ["PASSWORD", "RunningServer", "running_server"]
@@ -22,8 +23,6 @@ __all__ = ["PASSWORD", "RunningServer", "running_server"]
 PASSWORD = "correct horse battery staple"
 _ROOT = Path(__file__).resolve().parent.parent
 _READY = re.compile(r"mlbatch serve: ready on (http://\S+) ")
-# Generous: other work may share the machine. Nothing is judged by these.
-_START_SECONDS, _STOP_SECONDS = 120, 60
 
 
 class RunningServer:
@@ -83,7 +82,7 @@ class RunningServer:
         threading.Thread(target=self._read, args=(self._process, printed), daemon=True).start()
         while True:
             try:
-                line = printed.get(timeout=_START_SECONDS)
+                line = printed.get(timeout=PATIENCE)
             except queue.Empty:
                 line = None
             if line is None:
@@ -134,7 +133,7 @@ class RunningServer:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(number)
         try:
-            code = process.wait(_STOP_SECONDS)
+            code = process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

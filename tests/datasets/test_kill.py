@@ -18,6 +18,7 @@ from airflow_mlbatch.datasets import locations, readers, writers
 from airflow_mlbatch.datasets.staging import StagedFile
 from airflow_mlbatch.errors import DatasetError
 from tests.datasets.blocks import read
+from tests.patience import PATIENCE
 
 WRITER = """
 import sys
@@ -56,7 +57,7 @@ def end(process: subprocess.Popen[str], *, kill: bool) -> None:
     else:
         process.stdin.write("\n")
         process.stdin.flush()
-    process.wait(60)
+    process.wait(PATIENCE)
     process.stdin.close()
     process.stdout.close()
 

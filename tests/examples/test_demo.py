@@ -20,6 +20,7 @@ from rich.console import Console
 
 from airflow_mlbatch.demo import show
 from airflow_mlbatch.demo.airflow_home import DemoHome
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-u", "-m", "airflow_mlbatch.cli"]
@@ -61,7 +62,7 @@ def started(command: str, folder: Path, **env: str) -> Iterator[subprocess.Popen
 def ended(command: str, folder: Path, **env: str) -> tuple[int, list[str]]:
     """Exit code and what was printed."""
     with started(command, folder, **env) as process:
-        printed, _ = process.communicate(timeout=200)
+        printed, _ = process.communicate(timeout=PATIENCE)
         return process.returncode, printed.splitlines()
 
 
@@ -80,7 +81,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[str]
         code, second = ended("demo", folder)
         assert code == 2
         lines.extend(process.stdout)
-        assert process.wait(60) == 0, "".join(lines)
+        assert process.wait(PATIENCE) == 0, "".join(lines)
     return [line.rstrip() for line in lines], second, folder
 
 
@@ -141,8 +142,8 @@ def test_an_interruption_leaves_nothing_running(tmp_path: Path, number: signal.S
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
         process.send_signal(number)
-        assert process.wait(60) == 130
-        _, left = psutil.wait_procs(children, timeout=30)
+        assert process.wait(PATIENCE) == 130
+        _, left = psutil.wait_procs(children, timeout=PATIENCE)
         assert left == []
         assert "Traceback" not in process.stdout.read()
 

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from airflow_mlbatch.demo.airflow_home import examples_folder
+from tests.patience import PATIENCE
 from tests.ports import ReservedPort
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
@@ -39,7 +40,7 @@ class Pages:
             headers["Authorization"] = f"Bearer {self._token}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._url + path, data, headers, method=verb)
-        with urllib.request.urlopen(request, timeout=30) as reply:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
             return json.load(reply)
 
     def start(self, dag_id: str) -> None:
@@ -94,7 +95,7 @@ def test_ui(tmp_path: Path, request: pytest.FixtureRequest) -> None:
             assert f"port: found {port} in use" in second.stdout
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            process.wait(PATIENCE)
             left = [each for each in started if each.is_running() and each.status() != "zombie"]
             for each in left:
                 with contextlib.suppress(psutil.NoSuchProcess):

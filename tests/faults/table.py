@@ -333,7 +333,7 @@ FAULTS: Sequence[Fault] = (
         _everywhere(Silence()),
         _lost("no answer in time"),
         note="After `read_timeout`.",
-        read_timeout=0.15,
+        read_timeout=0.3,
     ),
     Fault(
         "slow drip",

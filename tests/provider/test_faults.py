@@ -56,6 +56,7 @@ from tests.faults.table import (
     script,
 )
 from tests.faults.talk import START, USER
+from tests.patience import wait_until
 from tests.provider.airflow_side import FakeStateStore, FakeTaskInstance
 from tests.provider.conftest import SERVICES, connection_to
 from tests.provider.test_sensor import run_to_its_end
@@ -591,8 +592,10 @@ def all_waiting(hook: MLBatchHook, gate: FilePath) -> Iterator[None]:
     with ThreadPoolExecutor(len(makers)) as pool:
         ends = [pool.submit(run_to_its_end, make, _context()) for make in makers]
         try:
-            _until(lambda: len(hook.list_batch_executions("gated", "1")) == 3)
-            _until(lambda: hook.get_batch_status("gated", "1", watched).completed_item_count > 0)
+            wait_until(lambda: len(hook.list_batch_executions("gated", "1")) == 3)
+            wait_until(
+                lambda: hook.get_batch_status("gated", "1", watched).completed_item_count > 0
+            )
             yield
             assert not any(end.done() for end in ends)
         finally:
@@ -632,10 +635,3 @@ def _context() -> dict[str, Any]:
     ti: Any = FakeTaskInstance()
     ti.get_first_reschedule_date = lambda context: None
     return {"ti": ti, "task_state_store": FakeStateStore()}
-
-
-def _until(is_so: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < until
-        time.sleep(0.05)

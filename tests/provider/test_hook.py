@@ -89,7 +89,7 @@ def test_the_workflow_of_the_guide(hook: MLBatchHook, tmp_path: Path) -> None:
 
 
 def test_partial_results_and_cancel_of_a_running_batch(hook: MLBatchHook) -> None:
-    records = {"x": [1, 2, 3], "seconds": [0, 0, 60]}
+    records = {"x": [1, 2, 3], "seconds": [0, 0, 600]}
     execution_id = hook.start_batch("slow", "1", records, parallel_count=1)
     while hook.get_batch_status("slow", "1", execution_id).completed_item_count < 2:
         time.sleep(0.02)

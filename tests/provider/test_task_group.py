@@ -32,6 +32,7 @@ from airflow_mlbatch.operators.shards import (
     ShardResultsOperator,
 )
 from airflow_mlbatch.task_groups import BatchScoreTaskGroup
+from tests.patience import PATIENCE
 from tests.provider.airflow_side import tell_of_assets
 from tests.provider.conftest import connection_to
 from tests.server_process import RunningServer
@@ -665,6 +666,6 @@ def test_parsing_a_large_table_loads_nothing_heavy() -> None:
         "print(sorted(heavy & (set(sys.modules) - before)))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     assert done.stdout.strip().splitlines()[-1] == "[]"

@@ -8,11 +8,10 @@ from urllib.parse import quote
 
 import requests
 
+from tests.patience import PATIENCE
 from tests.server_process import PASSWORD
 
 __all__ = ["Api", "log_in"]
-
-_PATIENCE_SECONDS = 60
 
 
 def log_in(url: str, password: str = PASSWORD, username: str = "admin") -> dict[str, Any]:
@@ -62,7 +61,7 @@ class Api:
 
     def wait(self, path: str) -> list[dict[str, Any]]:
         """The results of a batch, once it is complete."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             found = self.batch(path, partial=False)
             if found["state"] == "complete":

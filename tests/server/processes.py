@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import time
-
 import psutil
+
+from tests.patience import wait_until
 
 __all__ = ["assert_gone", "lives"]
 
 
 def assert_gone(processes: list[psutil.Process]) -> None:
-    """They end soon, if they have not yet."""
-    deadline = time.monotonic() + 30
-    while any(map(lives, processes)):
-        assert time.monotonic() < deadline, processes
-        time.sleep(0.01)
+    """They end, if they have not yet."""
+    wait_until(lambda: not any(map(lives, processes)))
 
 
 def lives(process: psutil.Process) -> bool:

@@ -18,6 +18,7 @@ import pytest
 import requests
 
 from airflow_mlbatch.server.store import Store
+from tests.patience import PATIENCE
 from tests.ports import ReservedPort
 from tests.server.api import Api
 from tests.server.conftest import SERVICES
@@ -38,7 +39,7 @@ def mlbatch(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "airflow_mlbatch.cli", *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         env={**os.environ, "MLBATCH_PASSWORD": "secret", **env},
         check=False,
     )
@@ -213,7 +214,7 @@ def test_a_password_that_nobody_would_see_is_not_made_up(tmp_path: Path) -> None
             ["/bin/sh", "-c", f"exec {shlex.join(command)} {redirection}"],
             stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
             env=no_password,
             check=False,
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.patience import wait_until
 from tests.server.api import Api, service_path
 from tests.server_process import RunningServer
 
@@ -99,10 +100,7 @@ def test_deletion_leaves_nothing_on_the_disk(api: Api, server: RunningServer) ->
     api.delete(path)
     assert not folder.exists()
     trash = server.data_dir / "trash"
-    deadline = time.monotonic() + 30
-    while any(trash.iterdir()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not any(trash.iterdir())
+    wait_until(lambda: not any(trash.iterdir()))
 
 
 def test_the_table_service_answers_with_a_table_and_a_file(api: Api) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.patience import PATIENCE, wait_until
 from tests.server.api import Api, log_in
 from tests.server.conftest import SERVICES
 from tests.server.processes import assert_gone
@@ -110,7 +111,7 @@ def test_ctrl_c_while_it_starts(tmp_path: Path) -> None:
         while not any(map(is_fork_server, psutil.Process(server.pid).children())):
             time.sleep(0.001)
         server.send_signal(signal.SIGINT)
-        assert server.communicate(timeout=60) == ("", "")
+        assert server.communicate(timeout=PATIENCE) == ("", "")
         assert server.returncode == 130
 
 
@@ -176,7 +177,4 @@ def test_what_a_killed_server_has_left_lying_about_is_removed(tmp_path: Path) ->
         server.start()
         assert not (data / "work" / "worker-1").exists()
         assert not (data / "executions" / "unknown").exists()
-        deadline = time.monotonic() + 30
-        while any((data / "trash").iterdir()) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert not any((data / "trash").iterdir())
+        wait_until(lambda: not any((data / "trash").iterdir()))

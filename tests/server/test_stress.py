@@ -17,6 +17,7 @@ import psutil
 import pytest
 import requests
 
+from tests.patience import PATIENCE
 from tests.server.api import Api, log_in
 from tests.server.conftest import SERVICES
 from tests.server.processes import lives
@@ -29,7 +30,7 @@ def test_many_clients_at_once(server: RunningServer) -> None:
 
     def client(number: int) -> list[float]:
         api = Api(server.url, token)
-        ready.wait(60)
+        ready.wait(PATIENCE)
         results = api.score("double", [{"x": number}, {"x": number + 0.5}])
         return [item["outputParameters"]["y"] for item in results]
 
