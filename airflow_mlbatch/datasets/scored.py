@@ -190,6 +190,11 @@ class ScoredRows:
         """The columns of the scored table; settled by the first call."""
         return self._schema or self._settle()
 
+    @property
+    def input_schema(self) -> pa.Schema | None:
+        """The columns of the input that were opened, ``None`` when there is no input."""
+        return None if self._inputs is None else self._inputs.schema
+
     def add(self, block: RecordBlock) -> list[ScoredBatch]:
         """Take the next results, in input order.
 

@@ -73,6 +73,11 @@ class TableWriter:
         self.rows = 0
         self.written: WrittenTable | None = None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the columns are fixed: a batch was written, be it without rows."""
+        return self._sink is not None
+
     def begin(self, schema: pa.Schema) -> None:
         """Fix the columns; a table without rows needs it, for others the first batch does it.
 

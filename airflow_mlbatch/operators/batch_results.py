@@ -29,7 +29,7 @@ from airflow_mlbatch.protocol.flows import PARALLEL_COUNT
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_mlbatch.datasets.failures import Failure, FailureLog, FailurePolicy, RejectsWriter
+    from airflow_mlbatch.datasets.failures import Failure, FailureLog, FailurePolicy
     from airflow_mlbatch.datasets.manifest import Counts
     from airflow_mlbatch.datasets.quoting import Quoting
     from airflow_mlbatch.datasets.rows import RowRange, TableRows
@@ -543,13 +543,10 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         """The table and its rejects; the rejects are written also when there are too many of them."""
         from airflow_mlbatch.datasets.failures import splice
         from airflow_mlbatch.datasets.formats import table_format
-        from airflow_mlbatch.datasets.locations import remove
+        from airflow_mlbatch.datasets.results import write_results
         from airflow_mlbatch.datasets.scored import ScoredRows
-        from airflow_mlbatch.datasets.writers import open_table
 
-        too_many: RecordsFailedError | None = None
-        with contextlib.ExitStack() as stack:
-            rows, kept = stack.enter_context(self._input_rows(service))
+        with self._input_rows(service) as (rows, kept):
             scored = ScoredRows(
                 service.outputs,
                 format=table_format(output, self.format).name,
@@ -558,50 +555,20 @@ class BatchResultsOperator(BatchTask, BaseOperator):
                 first_index=self._first_row(),
                 data_frames=self.data_frames,
             )
-            rejects = stack.enter_context(self._open_rejects(rows, attempt))
-            takers: list[FailureLog | RejectsWriter] = [log]
-            if rejects is not None:
-                takers.append(rejects)
-            try:
-                with open_table(output, format=self.format, attempt=attempt) as table:
-
-                    def put(batches: Any) -> None:
-                        for batch, input_rows in batches:
-                            table.write(batch)
-                            for taker in takers:
-                                taker.take(batch, input_rows)
-
-                    self._read(
-                        self.execution_id,
-                        lambda block: put(scored.add(splice(block, rescored.results))),
-                    )
-                    put(scored.finish())
-                    if table.rows == 0:
-                        table.begin(scored.schema)
-                    policy.judge(
-                        log.failed, log.total, log.first, what=f"execution {self.execution_id}"
-                    )
-                    manifest = self._manifest()
-                    if manifest is not None:
-                        # That of an earlier table must not be found beside this one.
-                        remove(manifest)
-            except RecordsFailedError as error:
-                too_many = error
-        if too_many is not None:
-            raise too_many
-        assert table.written is not None
-        return table.written, None if rejects is None else rejects.written
-
-    def _open_rejects(
-        self, rows: TableRows | None, attempt: str
-    ) -> contextlib.AbstractContextManager[RejectsWriter | None]:
-        from airflow_mlbatch.datasets.failures import open_rejects
-
-        path = self._rejects()
-        if path is None:
-            return contextlib.nullcontext()
-        schema = None if rows is None else rows.schema
-        return open_rejects(path, input_schema=schema, attempt=attempt)
+            return write_results(
+                lambda take: self._read(
+                    self.execution_id, lambda block: take(splice(block, rescored.results))
+                ),
+                scored,
+                output,
+                log,
+                policy,
+                format=self.format,
+                rejects=self._rejects(),
+                manifest=self._manifest(),
+                what=f"execution {self.execution_id}",
+                attempt=attempt,
+            )
 
     @contextlib.contextmanager
     def _input_rows(self, service: Service) -> Iterator[tuple[TableRows | None, list[str]]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from airflow_mlbatch.datasets import failures, readers, scored, writers
+from airflow_mlbatch.datasets import failures, readers, results, scored, writers
 from airflow_mlbatch.protocol.results import RecordBlock
 from airflow_mlbatch.protocol.services import Parameter
 
@@ -38,23 +38,19 @@ def score(
     source: Any = None,
     **options: Any,
 ) -> tuple[writers.WrittenTable, failures.FailureLog]:
-    """Write a scored table as an operator does."""
+    """Write a scored table as an operator does, however many records failed."""
     rows = None if source is None else readers.open_rows(source)
     kept = [] if rows is None else scored.chosen_columns(rows.schema.names, outputs)
     kind = writers.table_format(target).name
     table_rows = scored.ScoredRows(outputs, format=kind, rows=rows, kept=kept, **options)
-    log = failures.FailureLog()
-    with writers.open_table(target) as table:
-        table.begin(table_rows.schema) if not blocks else None
+    log, policy = failures.FailureLog(), failures.FailurePolicy(10**9)
+
+    def give(take: Callable[[RecordBlock], None]) -> None:
         for one in blocks:
-            for part in table_rows.add(one):
-                table.write(part.scored)
-                log.take(*part)
-        for part in table_rows.finish():
-            table.write(part.scored)
-            log.take(*part)
-    assert table.written is not None
-    return table.written, log
+            take(one)
+
+    written, _ = results.write_results(give, table_rows, target, log, policy)
+    return written, log
 
 
 def read(path: Any, **options: Any) -> list[dict[str, Any]]:
