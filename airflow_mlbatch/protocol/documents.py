@@ -195,8 +195,9 @@ def read_error(body: bytes, *, may_hold_tokens: bool = False) -> str:
 
 
 def write_error(message: str, code: int) -> dict[str, Any]:
-    """An error in the shape of a service's Swagger document."""
-    return {"code": code, "message": message, "fields": ""}
+    """An error in both shapes that clients read: a service's Swagger document, and the real server."""
+    of_document = {"code": code, "message": message, "fields": ""}
+    return {**of_document, "link": "", "exceptionType": ""}
 
 
 # --- batches -------------------------------------------------------------------------------------
@@ -212,9 +213,14 @@ def read_execution_id(body: bytes) -> str:
     return found
 
 
-def write_execution_id(execution_id: str) -> dict[str, str]:
-    """The reply to the start of a batch, in both spellings: each client reads its own."""
-    return {"batchExecutionId": execution_id, "BatchExecutionId": execution_id}
+def write_execution_id(execution_id: str, name: str, version: str) -> dict[str, str]:
+    """The reply to the start of a batch, the id in both spellings: each client reads its own.
+
+    :param name: of the service
+    :param version: of the service
+    """
+    ids = {"batchExecutionId": execution_id, "BatchExecutionId": execution_id}
+    return {"name": name, "version": version, **ids}
 
 
 def read_names(body: bytes, what: str) -> list[str]:

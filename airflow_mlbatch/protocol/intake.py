@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from airflow_mlbatch.errors import InputError, RecordError
-from airflow_mlbatch.protocol.documents import NOT_JSON, lower_keys
+from airflow_mlbatch.protocol.documents import NOT_JSON, decoded, lower_keys
 from airflow_mlbatch.protocol.types import TYPES, from_wire, json_decoder
 from airflow_mlbatch.protocol.values import Misfit
 
@@ -42,7 +42,7 @@ def read_renewal(body: bytes) -> str:
 
 def _request(body: bytes, what: str) -> dict[str, Any]:
     try:
-        found = msgspec.json.decode(body)
+        found = decoded(body)
     except NOT_JSON as error:
         # The body is not shown: it may hold a password.
         raise InputError(f"{what}: expected JSON ({error})") from None

@@ -497,14 +497,18 @@ def write_record_result(
     return msgspec.json.encode(item)
 
 
-def batch_document(status: BatchStatus, results: Iterable[bytes]) -> Iterator[bytes]:
+def batch_document(
+    status: BatchStatus, results: Iterable[bytes], *, is_capitalized: bool = False
+) -> Iterator[bytes]:
     """A batch document piece by piece: state and counts first, so that a poll can stop early.
 
     :param results: outcomes of consecutive records, each from :func:`write_record_result`
+    :param is_capitalized: whether the state is ``Complete``, for the vendor's own clients, and not
+        ``complete``, as the Swagger document has it
     """
     head = msgspec.json.encode(
         {
-            "state": status.state.value,
+            "state": status.state.capitalized if is_capitalized else status.state.value,
             "completedItemCount": status.completed_item_count,
             "totalItemCount": status.total_item_count,
         }

@@ -22,12 +22,16 @@ __all__ = [
     "IDEMPOTENCY_KEY_QUERY",
     "IDEMPOTENCY_REPLAYED",
     "NOT_OFFERED",
+    "PARALLEL_COUNT",
     "ROUTES",
     "Missing",
     "Route",
     "match",
     "name_not_offered",
 ]
+
+PARALLEL_COUNT = 10
+"""How many records of a batch are scored at once where nobody says."""
 
 # Our own addition to the API: a client sends a key with the start of a batch. A server that knows keys
 # starts one batch for each key, answers a repeat with the same execution id, and finds it by its key.
@@ -93,7 +97,9 @@ class Route:
 
     def match_path(self, raw_path: str) -> dict[str, str] | None:
         """Read the placeholders whatever the verb."""
-        wanted, found = self.template.split("/"), raw_path.split("/")
+        # Some clients end a path with a slash, as in /login/.
+        path = raw_path[:-1] if len(raw_path) > 1 and raw_path.endswith("/") else raw_path
+        wanted, found = self.template.split("/"), path.split("/")
         if len(wanted) != len(found):
             return None
         values: dict[str, str] = {}
@@ -135,6 +141,15 @@ RENEW = Route("renewToken", "POST", "/login/refreshToken", is_repeatable=False, 
 REVOKE = Route(
     "revokeRefreshToken", "DELETE", "/login/refreshToken", is_repeatable=False, is_open=True
 )
+# As version 9.1 has it.
+REVOKE_BY_PATH = Route(
+    "revokeRefreshTokenByPath",
+    "DELETE",
+    "/login/refreshToken/{refreshToken}",
+    is_repeatable=False,
+    is_open=True,
+)
+CORE_SWAGGER = Route("getCoreSwagger", "GET", "/swagger.json", is_open=True)
 STATUS = Route("status", "GET", "/status")
 SERVICES = Route("getAllWebServices", "GET", "/services")
 SERVICE_VERSIONS = Route(
@@ -214,6 +229,8 @@ ROUTES: tuple[Route, ...] = (
     LOGIN,
     RENEW,
     REVOKE,
+    REVOKE_BY_PATH,
+    CORE_SWAGGER,
     STATUS,
     SERVICES,
     SERVICE_VERSIONS,

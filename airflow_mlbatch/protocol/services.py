@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Any
 
 from airflow_mlbatch.errors import ContractError
@@ -11,7 +12,7 @@ from airflow_mlbatch.protocol.documents import document, lower_keys
 from airflow_mlbatch.protocol.types import TypeName, type_name
 from airflow_mlbatch.protocol.values import Misfit
 
-__all__ = ["Parameter", "Service", "read_services", "write_service"]
+__all__ = ["Parameter", "Service", "read_services", "write_creation_time", "write_service"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,11 @@ def write_service(service: Service) -> dict[str, Any]:
         "outputFileNames": list(service.artifacts),
         "myPermissionOnService": service.my_permission,
     }
+
+
+def write_creation_time(moment: datetime) -> str:
+    """A time as the real server writes it: in UTC, without a zone, in tenths of a microsecond."""
+    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f0")
 
 
 def _read_service(raw: Mapping[str, Any]) -> Service:

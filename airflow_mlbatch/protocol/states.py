@@ -19,8 +19,8 @@ class BatchState(str, Enum):
     """
 
     PENDING = "pending"
-    READY = "ready"
     IN_PROGRESS = "inProgress"
+    READY = "ready"
     COMPLETE = "complete"
     FAILED = "failed"
 
@@ -38,6 +38,16 @@ class BatchState(str, Enum):
     def is_success(self) -> bool:
         """Whether all results are there."""
         return self is BatchState.COMPLETE
+
+    @property
+    def is_documented(self) -> bool:
+        """Whether the vendor's Swagger document lists it among the states."""
+        return not self.is_failure
+
+    @property
+    def capitalized(self) -> str:
+        """The word as a real server printed it: ``Complete``, ``InProgress``."""
+        return self.value[:1].upper() + self.value[1:]
 
     @classmethod
     def parse(cls, word: object) -> BatchState:

@@ -83,8 +83,8 @@ class ContractType:
 
 
 _SAFE_INTEGER = Annotated[int, msgspec.Meta(ge=-MAX_SAFE_INTEGER, le=MAX_SAFE_INTEGER)]
-# "items": {} would be the schema of any value, but generators make a list of dicts of it.
-_LIST_SCHEMA: Mapping[str, Any] = {"type": "array", "items": {}}
+# Swagger has no word for "any scalar", and generators make a list of dicts of "items": {}.
+_LIST_SCHEMA: Mapping[str, Any] = {"type": "array", "items": {"type": "number"}}
 
 TYPES: Mapping[TypeName, ContractType] = {
     "logical": ContractType(
@@ -158,7 +158,7 @@ TYPES: Mapping[TypeName, ContractType] = {
         wire=dict[str, list[Any]],
         python=dict,
         declared_as=("builtins.dict", "pandas.DataFrame"),
-        swagger={"type": "object", "additionalProperties": _LIST_SCHEMA},
+        swagger={"type": "object"},
         shape="frame",
         arrow="",
         to_wire=values.data_frame,

@@ -33,16 +33,17 @@ from airflow_mlbatch.server.publishing import Publishing
 from airflow_mlbatch.server.replies import (
     EXECUTION_NOT_FOUND,
     FILE_NOT_FOUND,
-    SERVICE_NOT_FOUND,
     Refusal,
     bad_request,
     json_reply,
+    service_not_found,
 )
 from airflow_mlbatch.server.requests import (
     bearer_token,
     body_pieces,
     count_parameter,
     flag_parameter,
+    has_parameter,
     idempotency_key,
     key_parameter,
     raw_path,
@@ -56,7 +57,7 @@ from airflow_mlbatch.server.store import (
     StorageError,
     Store,
 )
-from airflow_mlbatch.server.swagger import swagger_document
+from airflow_mlbatch.server.swagger import core_document, service_document
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -66,8 +67,9 @@ __all__ = ["App", "Limits"]
 log = logging.getLogger(__name__)
 
 Names = Mapping[str, str]
-DEFAULT_PARALLEL_COUNT = 10
 _MOST_LOGIN_BYTES = 64 * 1024
+# The document's spelling, and that of the vendor's two clients.
+_PARTIAL, _VENDORS_PARTIAL = "showPartialResults", "showPartialResult"
 _MOST_PUBLICATION_BYTES = 16 * 1024 * 1024
 _PIECE_BYTES = 256 * 1024
 # A poll wants the head of the document and hangs up: little is read for it in vain.
@@ -115,6 +117,8 @@ class App:
             routes.LOGIN.name: self._log_in,
             routes.RENEW.name: self._renew,
             routes.REVOKE.name: self._revoke,
+            routes.REVOKE_BY_PATH.name: self._revoke,
+            routes.CORE_SWAGGER.name: self._core_swagger,
             routes.STATUS.name: self._status,
             routes.SERVICES.name: self._list_services,
             routes.SERVICE_VERSIONS.name: self._list_versions,
@@ -207,7 +211,7 @@ class App:
         return _tokens_reply(await self.tokens.renew(refresh_token))
 
     async def _revoke(self, request: Request, names: Names) -> Response:
-        refresh_token = request.query_params.get("refreshToken")
+        refresh_token = names.get("refreshToken") or request.query_params.get("refreshToken")
         if not refresh_token:
             raise bad_request("refreshToken: found nothing, expected the token to revoke")
         await self.tokens.revoke(refresh_token)
@@ -243,19 +247,22 @@ class App:
     async def _list_versions(self, request: Request, names: Names) -> Response:
         found = self.catalogue.services(names["name"])
         if not found:
-            raise Refusal(404, SERVICE_NOT_FOUND)
+            raise service_not_found(self.catalogue.services(), names["name"])
         return json_reply([write_service(service) for service in found])
 
     async def _list_version(self, request: Request, names: Names) -> Response:
         return json_reply([write_service(self._entry(names).service)])
 
     async def _swagger(self, request: Request, names: Names) -> Response:
-        return json_reply(swagger_document(self._entry(names).service))
+        return json_reply(service_document(self._entry(names).service))
+
+    async def _core_swagger(self, request: Request, names: Names) -> Response:
+        return json_reply(core_document())
 
     def _entry(self, names: Names) -> Entry:
         entry = self.catalogue.get(names["name"], names["version"])
         if entry is None:
-            raise Refusal(404, SERVICE_NOT_FOUND)
+            raise service_not_found(self.catalogue.services(), names["name"], names["version"])
         return entry
 
     # --- publishing ---
@@ -321,7 +328,7 @@ class App:
         return json_reply(await self.runner.call(entry, body))
 
     async def _start_batch(self, request: Request, names: Names) -> Response:
-        parallel_count = count_parameter(request, "parallelCount", DEFAULT_PARALLEL_COUNT)
+        parallel_count = count_parameter(request, "parallelCount", routes.PARALLEL_COUNT)
         key_text = idempotency_key(request) if self.has_keys else None
         if key_text is None:
             self._entry(names)
@@ -335,7 +342,10 @@ class App:
                 f"{routes.IDEMPOTENCY_KEY}: the key {key_text!r} has started execution "
                 f"{error.execution_id} with another body. Send the same body again, or a new key",
             ) from None
-        reply = json_reply(write_execution_id(execution.id), routes.START_BATCH.success)
+        reply = json_reply(
+            write_execution_id(execution.id, execution.service, execution.version),
+            routes.START_BATCH.success,
+        )
         if not is_new:
             reply.headers[routes.IDEMPOTENCY_REPLAYED] = "true"
         return reply
@@ -396,19 +406,29 @@ class App:
 
     async def _batch(self, request: Request, names: Names) -> Response:
         execution = self._execution(names)
-        is_partial = flag_parameter(request, ("showPartialResults", "showPartialResult"), True)
+        is_partial = flag_parameter(request, (_PARTIAL, _VENDORS_PARTIAL), True)
+        # The vendor's own clients wait for "Complete", generated ones know "complete" alone.
+        is_vendors = has_parameter(request, _VENDORS_PARTIAL) and not has_parameter(
+            request, _PARTIAL
+        )
         status = self.runner.status(execution)
         count = status.completed_item_count if is_partial or status.is_terminal else 0
         if not count:
-            return json_reply(b"".join(batch_document(status, ())))
+            return json_reply(b"".join(batch_document(status, (), is_capitalized=is_vendors)))
+        head = b"".join(batch_document(status, (b"",), is_capitalized=is_vendors))
         return StreamingResponse(
-            self._results(execution.number, status, count), media_type="application/json"
+            self._results(execution.number, status, count, head), media_type="application/json"
         )
 
-    async def _results(self, number: int, status: BatchStatus, count: int) -> AsyncIterator[bytes]:
-        """The document in pieces; the results are those without a gap from the first record on."""
+    async def _results(
+        self, number: int, status: BatchStatus, count: int, empty: bytes
+    ) -> AsyncIterator[bytes]:
+        """The document in pieces; the results are those without a gap from the first record on.
+
+        :param empty: the document without results
+        """
         position = 0
-        opening, _, closing = b"".join(batch_document(status, (b"",))).rpartition(b"[")
+        opening, _, closing = empty.rpartition(b"[")
         piece, separator, size = [opening, b"["], b"", _FIRST_PIECE_BYTES
         while position < count:
             rows = await asyncio.to_thread(self.store.outcomes, number, position, size)

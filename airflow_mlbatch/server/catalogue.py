@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS pins (
 _UNUSED = """SELECT id FROM programs
     WHERE id NOT IN (SELECT program FROM published) AND id NOT IN (
         SELECT pins.program FROM pins JOIN executions ON executions.number = pins.execution
-        WHERE executions.state = 'pending'
+        WHERE executions.completed < executions.total
     )"""
 
 

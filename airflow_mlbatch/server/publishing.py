@@ -16,11 +16,11 @@ from pathlib import Path
 
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.protocol.publications import Publication
-from airflow_mlbatch.protocol.services import Service
+from airflow_mlbatch.protocol.services import Service, write_creation_time
 from airflow_mlbatch.server.catalogue import Catalogue, Entry
 from airflow_mlbatch.server.folder import DataFolder, link_files
 from airflow_mlbatch.server.programs import Program, StoredObject, described
-from airflow_mlbatch.server.replies import SERVICE_NOT_FOUND, Refusal
+from airflow_mlbatch.server.replies import Refusal, service_not_found
 from airflow_mlbatch.server.runner import Runner
 from airflow_mlbatch.server.sessions import Sessions
 
@@ -53,7 +53,7 @@ class Publishing:
             service = replace(
                 described(name, version, publication),
                 published_by=self._username,
-                created_at=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+                created_at=write_creation_time(datetime.now(timezone.utc)),
                 my_permission="read/write",
             )
             async with self._program(service, publication, None) as program:
@@ -85,7 +85,7 @@ class Publishing:
     def _changeable(self, name: str, version: str) -> Entry:
         entry = self._catalogue.get(name, version)
         if entry is None:
-            raise Refusal(404, SERVICE_NOT_FOUND)
+            raise service_not_found(self._catalogue.services(), name, version)
         if entry.program is None:
             raise Refusal(
                 403,

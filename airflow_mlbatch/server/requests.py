@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 from starlette.requests import ClientDisconnect, Request
 
+from airflow_mlbatch.protocol.documents import without_mark
 from airflow_mlbatch.protocol.routes import (
     IDEMPOTENCY_KEY,
     IDEMPOTENCY_KEY_PREFIX_QUERY,
@@ -22,6 +23,7 @@ __all__ = [
     "body_pieces",
     "count_parameter",
     "flag_parameter",
+    "has_parameter",
     "idempotency_key",
     "key_parameter",
     "raw_path",
@@ -54,12 +56,13 @@ def bearer_token(request: Request) -> str | None:
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Read the whole body.
+    """Read the whole body, a JSON text.
 
     :raises Refusal: 413 above the limit, 415 for a packed one, 408 when it stops arriving, or as good
         as stops
     """
-    return b"".join([piece async for piece in body_pieces(request, max_bytes)])
+    # .NET begins JSON with a byte order mark.
+    return without_mark(b"".join([piece async for piece in body_pieces(request, max_bytes)]))
 
 
 async def body_pieces(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
@@ -183,6 +186,11 @@ def _key(where: str, text: str) -> str:
             f"expected 1 to {_LONGEST_KEY} characters of visible ASCII"
         )
     return text
+
+
+def has_parameter(request: Request, name: str) -> bool:
+    """Whether the query holds a name, in any case."""
+    return _query(request, name) is not None
 
 
 def _query(request: Request, name: str) -> str | None:

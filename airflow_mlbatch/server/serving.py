@@ -17,7 +17,7 @@ from typing import Any
 import uvicorn
 
 from airflow_mlbatch.errors import InputError
-from airflow_mlbatch.protocol.services import Service
+from airflow_mlbatch.protocol.services import Service, write_creation_time
 from airflow_mlbatch.server.app import App, Limits
 from airflow_mlbatch.server.auth import Tokens, load_account
 from airflow_mlbatch.server.catalogue import Catalogue
@@ -237,7 +237,7 @@ def _absolute(source: str) -> str:
 
 
 def _published(services: Sequence[Service], username: str) -> dict[tuple[str, str], Service]:
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    now = write_creation_time(datetime.now(timezone.utc))
     return {
         (service.name, service.version): replace(
             service, published_by=username, created_at=now, my_permission="read/write"

@@ -240,9 +240,9 @@ class Store:
             added = self._writer.total_changes - before
             self._writer.execute(
                 "UPDATE executions SET completed = completed + ?1,"
-                " state = CASE WHEN completed + ?1 >= total AND state = ?2 THEN ?3 ELSE state END"
-                " WHERE number = ?4",
-                (added, BatchState.PENDING.value, BatchState.COMPLETE.value, number),
+                " state = CASE WHEN completed < total AND completed + ?1 >= total"
+                " THEN ?2 ELSE state END WHERE number = ?3",
+                (added, BatchState.COMPLETE.value, number),
             )
 
     def fail_execution(self, number: int, outcome: bytes) -> None:
@@ -358,8 +358,7 @@ class Store:
     def unfinished(self) -> list[Execution]:
         """Executions that have records to score, oldest first."""
         rows = self._reader.execute(
-            "SELECT * FROM executions WHERE state = ? ORDER BY number",
-            (BatchState.PENDING.value,),
+            "SELECT * FROM executions WHERE completed < total ORDER BY number"
         )
         return [Execution(*row) for row in rows]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import re
 import time
 import uuid
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import requests
 
 from tests.patience import wait_until
-from tests.server.api import Api, service_path
+from tests.server.api import Api, log_in, service_path
 from tests.server_process import RunningServer
 
 MT = "/api/mtService/v1.0.0"
@@ -21,7 +23,7 @@ MT = "/api/mtService/v1.0.0"
 def assert_error(reply: requests.Response, status: int, words: str) -> None:
     """An error in the contract's shape."""
     assert reply.status_code == status, reply.text
-    assert set(reply.json()) == {"code", "message", "fields"}
+    assert set(reply.json()) == {"code", "message", "fields", "link", "exceptionType"}
     assert reply.json()["code"] == status
     assert words in reply.json()["message"]
 
@@ -52,7 +54,8 @@ def test_services_are_described(api: Api) -> None:
     assert found["outputParameterDefinitions"] == [{"name": "answer", "type": "numeric"}]
     assert found["outputFileNames"] == ["Histogram.png"]
     assert found["versionPublishedBy"] == "admin"
-    assert found["creationTime"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{7}", found["creationTime"])
+    assert {"code", "initCode"} <= set(found)
     assert api.get("/services/mtService").json() == [found]
 
 
@@ -62,6 +65,14 @@ def test_consumption_answers_with_one_record_result(api: Api) -> None:
     assert found["errorMessage"] == ""
     assert found["outputParameters"]["answer"] == pytest.approx(0.6418125, abs=5e-8)
     assert found["changedFiles"] == ["Histogram.png"]
+    assert set(found) == {
+        "success",
+        "errorMessage",
+        "outputParameters",
+        "outputFiles",
+        "consoleOutput",
+        "changedFiles",
+    }
     assert found["outputFiles"]["Histogram.png"].startswith("iVBORw0KGgo")  # base64 of a PNG
 
 
@@ -71,7 +82,12 @@ def test_a_batch_from_start_to_deletion(api: Api) -> None:
     )
     assert reply.status_code == 202
     execution_id = reply.json()["batchExecutionId"]
-    assert reply.json()["BatchExecutionId"] == execution_id
+    assert reply.json() == {
+        "name": "mtService",
+        "version": "v1.0.0",
+        "batchExecutionId": execution_id,
+        "BatchExecutionId": execution_id,
+    }
     path = f"{MT}/batch/{execution_id}"
     assert execution_id in api.get(f"{MT}/batch").json()
     assert execution_id not in api.get("/api/double/1/batch").json()
@@ -180,7 +196,7 @@ def test_partial_results_are_held_back_on_request(api: Api, flag: str) -> None:
         time.sleep(0.01)
     shown = api.get(path, params={flag: "TRUE"}).json()
     held = api.get(path, params={flag: "false"}).json()
-    assert shown["state"] == held["state"] == "inProgress"
+    assert {shown["state"].casefold(), held["state"].casefold()} == {"inprogress"}
     assert shown["completedItemCount"] == held["completedItemCount"] == 1
     assert len(shown["batchExecutionResults"]) == 1
     assert held["batchExecutionResults"] == []
@@ -211,6 +227,61 @@ def test_no_more_records_at_once_than_asked_for(api: Api, tmp_path: Path) -> Non
     assert most_others(parallel=1_000_000) == 1
 
 
+# --- what various clients send -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "word"),
+    [
+        ("", "complete"),
+        ("?showPartialResults=true", "complete"),
+        ("?showPartialResult=true", "Complete"),
+        ("?showpartialresult=false", "Complete"),
+        ("?showPartialResult=false&showPartialResults=false", "complete"),
+    ],
+)
+def test_the_vendors_clients_get_the_states_word_that_they_wait_for(
+    api: Api, query: str, word: str
+) -> None:
+    path = api.start("double", [{"x": 1}])
+    empty = api.start("double", [])
+    api.wait(path)
+    assert api.get(path + query).json()["state"] == word
+    assert api.get(empty + query).json()["state"] == word
+
+
+def test_the_vendors_clients_see_a_running_batch(api: Api) -> None:
+    path = api.start("sleep", [{"seconds": 30}])
+    wait_until(lambda: api.batch(path)["state"] == "inProgress")
+    assert api.get(path, params={"showPartialResult": "true"}).json()["state"] == "InProgress"
+    api.delete(path)
+
+
+def test_a_slash_at_the_end_of_a_path(api: Api, server: RunningServer) -> None:
+    body = {"username": "admin", "password": server.password}
+    assert requests.post(f"{server.url}/login/", json=body, timeout=60).status_code == 200
+    assert api.get("/services/").json() == api.get("/services").json()
+    assert api.get("/services/double/").json() == api.get("/services/double").json()
+
+
+def test_a_byte_order_mark_before_a_body(api: Api, server: RunningServer) -> None:
+    mark = b"\xef\xbb\xbf"
+    body = json.dumps({"username": "admin", "password": server.password}).encode()
+    pair = requests.post(f"{server.url}/login", data=mark + body, timeout=60).json()
+    renewal = json.dumps({"refreshToken": pair["refresh_token"]}).encode()
+    url = f"{server.url}/login/refreshToken"
+    assert requests.post(url, data=mark + renewal, timeout=60).status_code == 200
+    assert api.post("/api/double/1", data=mark + b'{"x": 1}').json()["outputParameters"] == {"y": 2}
+    assert api.post("/api/double/1/batch", data=mark + b'[{"x": 1}]').status_code == 202
+
+
+def test_a_token_is_revoked_in_the_way_of_9_1(server: RunningServer) -> None:
+    pair = log_in(server.url)
+    url = f"{server.url}/login/refreshToken/{pair['refresh_token']}"
+    assert requests.delete(url, timeout=60).status_code == 200
+    assert requests.delete(url, timeout=60).status_code == 401
+
+
 # --- refusals ------------------------------------------------------------------------------------
 
 
@@ -226,6 +297,21 @@ def test_no_more_records_at_once_than_asked_for(api: Api, tmp_path: Path) -> Non
 )
 def test_a_service_that_is_not_there(api: Api, path: str) -> None:
     assert_error(api.get(path), 404, "Web service not found")
+
+
+def test_a_404_says_which_services_and_versions_there_are(api: Api) -> None:
+    version = api.get("/services/mtService/v9").json()["message"]
+    assert version == (
+        "Web service not found: 'mtService' has no version 'v9', its versions: 'v1.0.0'"
+    )
+    name = api.get("/api/nobody/1/swagger.json").json()["message"]
+    names = sorted({repr(item["name"]) for item in api.get("/services").json()})
+    assert len(names) > 10
+    assert name == (
+        "Web service not found: there is no 'nobody', there are: "
+        f"{', '.join(names[:10])} and {len(names) - 10} more"
+    )
+    assert api.get("/services/nobody").json()["message"] == name
 
 
 def test_consuming_and_starting_what_is_not_there(api: Api) -> None:
@@ -272,7 +358,7 @@ def test_an_index_that_is_none(api: Api, index: str) -> None:
         assert_error(api.get(f"{path}/{index}/{rest}"), 400, "index: found")
 
 
-@pytest.mark.parametrize("path", ["/", "/api", "/api/a/b/c/d", "/login/", "/%2e%2e/status"])
+@pytest.mark.parametrize("path", ["/", "/api", "/api/a/b/c/d", "/status//", "/%2e%2e/status"])
 def test_a_path_that_is_not_there(api: Api, path: str) -> None:
     assert_error(api.get(path), 404, "no such path")
 

@@ -30,7 +30,7 @@ RECORDS = st.fixed_dictionaries(dict.fromkeys("abcdefg", VALUES))
 def assert_in_shape(status: int, body: bytes) -> None:
     """An error of the caller, in the contract's shape."""
     assert 400 <= status < 500, (status, body)
-    assert set(json.loads(body)) == {"code", "message", "fields"}
+    assert set(json.loads(body)) == {"code", "message", "fields", "link", "exceptionType"}
 
 
 @EXAMPLES

@@ -203,7 +203,8 @@ def test_what_is_not_there(publisher: Publisher) -> None:
         (publisher.send_object("nobody", "x", b""), "Session not found"),
         (publisher.publish("late", "1", "y = 1", snapshotId="nobody"), "Snapshot not found"),
     ):
-        assert (reply.status_code, reply.json()["message"]) == (404, what)
+        assert reply.status_code == 404
+        assert reply.json()["message"].split(":")[0] == what
 
 
 @pytest.mark.parametrize("route", NOT_OFFERED, ids=lambda route: route.name)

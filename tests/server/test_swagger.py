@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import requests
+
+from airflow_mlbatch.protocol import routes
 from tests.server.api import Api
+from tests.server_process import RunningServer
 
 TEXT = {"type": "string"}
 COUNT = {"type": "integer", "format": "int32"}
@@ -160,6 +164,8 @@ def test_paths_and_operations_are_the_vendors(api: Api) -> None:
         ] == parameters
         assert operation["responses"][success]["schema"] == schema
         assert operation["responses"]["default"]["schema"] == {"$ref": "#/definitions/Error"}
+        is_work = key[1] == "post" and key[0].startswith("/api/")
+        assert ({"400", "500"} <= set(operation["responses"])) == is_work
         assert ("security" in operation) == key[0].startswith("/api/")
 
 
@@ -177,15 +183,46 @@ def test_the_head_of_the_document(api: Api) -> None:
 def test_each_type_has_its_schema(api: Api) -> None:
     found = api.get("/api/types/1/swagger.json").json()["definitions"]
     inputs = found["InputParameters"]["properties"]
-    assert {name: (item["type"], item["description"]) for name, item in inputs.items()} == {
-        "a": ("boolean", "logical"),
-        "b": ("integer", "integer"),
-        "c": ("number", "numeric"),
-        "d": ("string", "character"),
-        "e": ("array", "vector"),
-        "f": ("array", "matrix"),
-        "g": ("object", "data.frame"),
+    numbers = {"type": "array", "items": {"type": "number"}}
+    assert inputs == {
+        "a": {"type": "boolean", "description": "logical"},
+        "b": {"type": "integer", "description": "integer"},
+        "c": {"type": "number", "description": "numeric"},
+        "d": {"type": "string", "description": "character"},
+        "e": {**numbers, "description": "vector"},
+        "f": {"type": "array", "items": numbers, "description": "matrix"},
+        "g": {"type": "object", "description": "data.frame"},
     }
+
+
+def references(found: Any) -> set[str]:
+    """The definitions that a part of a document refers to."""
+    if isinstance(found, dict):
+        here = {found["$ref"]} if "$ref" in found else set()
+        return here.union(*map(references, found.values()))
+    return set().union(*map(references, found)) if isinstance(found, list) else set()
+
+
+def test_the_two_documents_describe_every_route(api: Api, server: RunningServer) -> None:
+    core = requests.get(f"{server.url}/swagger.json", timeout=60).json()  # without a token
+    own = api.get("/api/double/1/swagger.json").json()
+    described = {
+        (verb.upper(), path.replace("/api/double/1", "/api/{name}/{version}"))
+        for document in (core, own)
+        for path, verbs in document["paths"].items()
+        for verb in verbs
+    }
+    not_described = {routes.REVOKE_BY_PATH, routes.CORE_SWAGGER}
+    assert described == {
+        (route.method, route.template) for route in routes.ROUTES if route not in not_described
+    }
+    names = {route.template: route.name for route in routes.ROUTES}
+    for path, verbs in core["paths"].items():
+        assert names[path] in {operation["operationId"] for operation in verbs.values()}
+    for document in (core, own):
+        assert references(document) <= {f"#/definitions/{name}" for name in document["definitions"]}
+    kinds = core["definitions"]["ParameterDefinition"]["properties"]["type"]["enum"]
+    assert "data.frame" in kinds
 
 
 def test_a_name_that_needs_quoting_is_quoted_in_the_paths(api: Api) -> None:

@@ -97,7 +97,7 @@ def test_no_tokens(body: bytes, words: str) -> None:
         b'{"batchExecutionId":"5f7f8a90-0000"}',
         b'{"BatchExecutionId":"5f7f8a90-0000"}',
         b'"5f7f8a90-0000"',
-        json.dumps(documents.write_execution_id("5f7f8a90-0000")).encode(),
+        json.dumps(documents.write_execution_id("5f7f8a90-0000", "s", "1")).encode(),
     ],
 )
 def test_an_execution_id(body: bytes) -> None:
@@ -680,7 +680,7 @@ def test_names_that_cannot_stand_in_an_address(name: str) -> None:
     [
         ("GET", "/login"),
         ("PUT", "/services"),
-        ("GET", "/services/"),
+        ("GET", "/services//"),
         ("GET", "/api/s/1/batch/id/0"),
         ("GET", "/api//1/batch"),
         ("GET", ""),

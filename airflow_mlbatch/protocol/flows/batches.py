@@ -31,12 +31,12 @@ from airflow_mlbatch.protocol.routes import (
     ACCEPT_IDEMPOTENCY_KEY,
     IDEMPOTENCY_KEY,
     IDEMPOTENCY_KEY_QUERY,
+    PARALLEL_COUNT,
 )
 from airflow_mlbatch.protocol.services import Parameter
 
 __all__ = ["PARALLEL_COUNT", "BatchFlows"]
 
-PARALLEL_COUNT = 10
 _LIST = "list of executions"
 
 
