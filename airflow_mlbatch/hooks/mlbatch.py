@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.common.compat.sdk import BaseHook, Connection
 
 from airflow_mlbatch.errors import LineError, MLBatchError
 from airflow_mlbatch.hooks.lookup import look_up
@@ -88,6 +88,36 @@ class MLBatchHook(BaseHook):
         self._flows: Flows | None = None
         self._driver: BlockingDriver | None = None
         self._services: dict[tuple[str, str], Service] = {}
+
+    @classmethod
+    def at(
+        cls,
+        url: str,
+        username: str,
+        password: str,
+        *,
+        extra: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> MLBatchHook:
+        """A hook without an Airflow connection, for notebooks and scripts.
+
+        :param url: the server's address, for example ``http://localhost:12800``
+        :param username: for the login
+        :param password: for the login
+        :param extra: what the extra field of a connection would hold, for example
+            ``{"verify": "/etc/ssl/company-ca.pem"}``
+        :param kwargs: those of the class
+        :raises ConnectionConfigError: one of them makes no sense
+        """
+        from airflow.sdk.log import mask_secret
+
+        mask_secret(password)
+        connection = Connection(
+            conn_id=url, conn_type=cls.conn_type, host=url, login=username, password=password
+        )
+        hook = cls(url, **kwargs)
+        hook._settings = read_settings(connection, extra or {})
+        return hook
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:

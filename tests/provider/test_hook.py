@@ -20,6 +20,7 @@ from airflow_mlbatch.errors import (
     AuthenticationError,
     ConnectionConfigError,
     ExecutionNotFoundError,
+    IdempotencyKeyReusedError,
     InputError,
     RecordError,
     ServiceNotFoundError,
@@ -29,6 +30,7 @@ from airflow_mlbatch.hooks import mlbatch as hook_module
 from airflow_mlbatch.hooks.settings import read_settings
 from airflow_mlbatch.protocol.states import BatchState
 from tests.faults.server import FaultServer, Play, as_json
+from tests.server_process import RunningServer
 
 CARS = [{"hp": 110, "wt": 2.62, "model": "Mazda RX4"}, {"hp": 93, "wt": 2.32, "model": "Datsun"}]
 
@@ -180,6 +182,43 @@ def test_what_is_not_there_is_named(hook: MLBatchHook, tmp_path: Path) -> None:
         hook.download_artifacts("double", "1", execution_id, 0, dest=tmp_path / "nowhere")
     with pytest.raises(RecordError, match="field 'x'"):
         hook.consume("double", "1", {"z": 1})
+
+
+def test_a_hook_without_a_connection(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AIRFLOW_CONN_MLBATCH_DEFAULT")
+    hook = MLBatchHook.at(server.url, "admin", server.password, max_connections=2)
+    records = [{"hp": 120, "wt": 2.8}]
+    execution_id = hook.start_batch("mtService", "v1.0.0", records)
+    hook.watch_batch("mtService", "v1.0.0", execution_id, poll_interval=0.05)
+    (record,) = hook.get_batch("mtService", "v1.0.0", execution_id).records
+    assert record.outputs["answer"] == pytest.approx(0.6418125)
+    assert hook.test_connection() == (True, f"{server.url} says 'pass'")
+    hook.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "extra", "field"),
+    [("", {}, "host"), ("ftp://ml", {}, "host"), ("http://ml", {"verify_ssl": False}, "extra")],
+)
+def test_a_hook_at_an_address_that_makes_no_sense(
+    url: str, extra: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(ConnectionConfigError, match=f"connection '{url}', {field}: ") as caught:
+        MLBatchHook.at(url, "ada", "correct-horse", extra=extra)
+    assert "correct-horse" not in str(caught.value)
+
+
+def test_a_key_starts_one_batch(hook: MLBatchHook) -> None:
+    named = ("double", "1")
+    assert hook.find_batch_executions(*named, "key-of-a-test") == ([], True)
+    again = {"idempotency_key": "key-of-a-test", "server_knows_keys": True}
+    first = hook.start_batch(*named, [{"x": 1}, {"x": 2}], **again)
+    assert hook.start_batch(*named, [{"x": 1}, {"x": 2}], **again) == first
+    assert hook.find_batch_executions(*named, "key-of-a-test") == ([first], True)
+    with pytest.raises(IdempotencyKeyReusedError, match="422 .*key-of-a-test"):
+        hook.start_batch(*named, [{"x": 3}], **again)
 
 
 def test_server_status_and_services(hook: MLBatchHook) -> None:

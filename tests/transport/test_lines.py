@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
@@ -22,8 +23,8 @@ from airflow_mlbatch.errors import (
     SubmissionUnknownError,
     UnavailableError,
 )
-from airflow_mlbatch.protocol.flows import Flows, Policy, ReadyToken, batches
-from airflow_mlbatch.protocol.messages import MIB, Flow, Send
+from airflow_mlbatch.protocol.flows import Flows, Policy, ReadyToken
+from airflow_mlbatch.protocol.messages import MIB, Flow, Send, Sink
 from airflow_mlbatch.protocol.results import StatusSink
 from airflow_mlbatch.protocol.routes import BATCH
 from airflow_mlbatch.transport.blocking import BlockingDriver
@@ -39,7 +40,7 @@ from tests.faults.server import (
     as_json,
     closed_port,
 )
-from tests.faults.talk import DRIVERS, USER, Clock, DriverName, Talk
+from tests.faults.talk import DRIVERS, USER, Clock, DriverName, End, Talk, next_step
 
 TOKENS = as_json({"access_token": "token-one", "expires_in": 3600, "refresh_token": "refresh-one"})
 STATUS = as_json({"statusCode": "pass"})
@@ -250,21 +251,28 @@ def endless_batch(total: int = 10**6) -> Iterator[bytes]:
         yield record * 500
 
 
+def noting(flow: Flow[Any], sinks: list[Any]) -> Flow[Any]:
+    """The same flow; the sinks that it opens are kept."""
+    step = next_step(flow)
+    while not isinstance(step, End):
+        if isinstance(step, Send) and step.open_sink is not None:
+            step = replace(step, open_sink=functools.partial(_noted, step.open_sink, sinks))
+        step = next_step(flow, (yield step))
+    return step.value
+
+
+def _noted(open_sink: Callable[[], Sink], sinks: list[Any]) -> Sink:
+    sinks.append(open_sink())
+    sink: Sink = sinks[-1]
+    return sink
+
+
 @both
-def test_a_poll_reads_no_more_than_it_needs(
-    driver: DriverName, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_poll_reads_no_more_than_it_needs(driver: DriverName) -> None:
     sinks: list[StatusSink] = []
-
-    class Counted(StatusSink):
-        def __init__(self) -> None:
-            super().__init__()
-            sinks.append(self)
-
-    monkeypatch.setattr(batches, "StatusSink", Counted)
     with FaultServer(Play({"POST": [TOKENS], "GET": [Answer(200, endless_batch)]})) as server:
         outcome = Talk(server.url).hold(
-            driver, lambda flows: flows.get_batch_status("s", "1", "id")
+            driver, lambda flows: noting(flows.get_batch_status("s", "1", "id"), sinks)
         )
         sent = server.bytes_sent
 
@@ -274,16 +282,9 @@ def test_a_poll_reads_no_more_than_it_needs(
     assert sent < 32 * MIB
 
 
-def test_a_packed_reply_leaves_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_packed_reply_leaves_others_their_turn() -> None:
     """A few kilobytes off the line unpack to megabytes: the event loop is not held for all of it."""
     sinks: list[StatusSink] = []
-
-    class Counted(StatusSink):
-        def __init__(self) -> None:
-            super().__init__()
-            sinks.append(self)
-
-    monkeypatch.setattr(batches, "StatusSink", Counted)
     record = {"success": True, "errorMessage": "", "outputParameters": {"answer": 0.5}}
     counts = {"state": "Complete", "completedItemCount": 50_000, "totalItemCount": 50_000}
     document = json.dumps({"batchExecutionResults": [record] * 50_000, **counts}).encode()
@@ -303,7 +304,7 @@ def test_a_packed_reply_leaves_others_their_turn(monkeypatch: pytest.MonkeyPatch
         flows, driver = Flows(USER, server.url), NonblockingDriver(Endpoint(server.url))
         watcher = asyncio.ensure_future(watch())
         try:
-            return await driver.run(flows.get_batch_status("s", "1", "id"))
+            return await driver.run(noting(flows.get_batch_status("s", "1", "id"), sinks))
         finally:
             watcher.cancel()
             await driver.close()
