@@ -23,7 +23,7 @@ from airflow_mlbatch.protocol.values import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["json_to_wire", "typed_to_wire", "words_to_wire"]
+__all__ = ["cells_of", "json_to_wire", "typed_to_wire", "words_to_wire"]
 
 
 def words_to_wire(kind: TypeName, words: pa.Array) -> list[Any]:
@@ -92,7 +92,7 @@ def objects(array: pa.Array) -> list[Any]:
 # --- text ----------------------------------------------------------------------------------------
 
 
-def _cells(words: pa.Array) -> pa.Array:
+def cells_of(words: pa.Array) -> pa.Array:
     """Cells without the space around them; null where a word says that the value is missing."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -106,7 +106,7 @@ def _integers(words: pa.Array) -> list[Any] | None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    cells = _cells(words)
+    cells = cells_of(words)
     # Arrow reads 0x1F as a number, Python's int() and every spreadsheet do not.
     if pc.any(pc.match_substring(cells, "x", ignore_case=True)).as_py():
         return None
@@ -121,7 +121,7 @@ def _numbers(words: pa.Array) -> list[Any] | None:
     import pyarrow.compute as pc
 
     try:
-        numbers = pc.cast(_cells(words), pa.float64())
+        numbers = pc.cast(cells_of(words), pa.float64())
     except pa.ArrowInvalid:
         return None
     # Arrow reads nAn and nan(1) as numbers, and inf. From 2^53 on neighbouring integers are one
@@ -135,7 +135,7 @@ def _logicals(words: pa.Array) -> list[Any] | None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    cells = _cells(words)
+    cells = cells_of(words)
     folded = pc.utf8_lower(cells)
     is_true = pc.is_in(folded, value_set=pa.array(TRUE_WORDS))
     is_known = pc.or_(is_true, pc.is_in(folded, value_set=pa.array(FALSE_WORDS)))

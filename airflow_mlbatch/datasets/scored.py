@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
+from airflow_mlbatch.datasets.casting import words_to_wire
 from airflow_mlbatch.datasets.columns import (
     ERROR_COLUMN,
     INDEX_COLUMN,
@@ -53,7 +54,8 @@ from airflow_mlbatch.datasets.rows import TableRows
 from airflow_mlbatch.errors import DatasetError
 from airflow_mlbatch.protocol.results import RecordBlock
 from airflow_mlbatch.protocol.services import Parameter
-from airflow_mlbatch.protocol.types import TYPES
+from airflow_mlbatch.protocol.types import TYPES, TypeName
+from airflow_mlbatch.protocol.values import Misfit
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -162,6 +164,8 @@ class ScoredRows:
     :param first_index: row of the input table that the first record is
     :param data_frames: ``"columns"`` spreads one-row frames, ``"nested"`` keeps frames whole,
         ``"auto"`` spreads when all frames of the first records have one row
+    :param types: of kept columns whose cells are text, from
+        :func:`airflow_mlbatch.datasets.column_types.types_of_columns`; the others stay as they are
     :raises DatasetError: before anything is read, when names clash
     """
 
@@ -174,12 +178,14 @@ class ScoredRows:
         kept: Sequence[str] = (),
         first_index: int = 0,
         data_frames: DataFrames = "auto",
+        types: Mapping[str, TypeName] | None = None,
     ) -> None:
         _refuse_clashes(kept, [output.name for output in outputs])
         spread = is_spread(data_frames)
         self._columns = [_column_for(output, format, spread) for output in outputs]
         self._inputs = None if rows is None else _Feed(rows)
         self._kept, self._first_index = list(kept), first_index
+        self._types = {name: kind for name, kind in (types or {}).items() if kind != "character"}
         self._held: list[RecordBlock] = []
         self._held_records = 0
         self._schema: pa.Schema | None = None
@@ -234,7 +240,7 @@ class ScoredRows:
     def _settle(self) -> pa.Schema:
         import pyarrow as pa
 
-        kept = [] if self._inputs is None else [self._inputs.schema.field(n) for n in self._kept]
+        kept = [] if self._inputs is None else [self._kept_field(name) for name in self._kept]
         fields = [field for column in self._columns for field in column.settle()]
         own = [
             pa.field(INDEX_COLUMN, pa.int64()),
@@ -251,6 +257,28 @@ class ScoredRows:
             )
         self._schema = schema
         return schema
+
+    def _kept_field(self, name: str) -> pa.Field:
+        import pyarrow as pa
+
+        assert self._inputs is not None
+        kind = self._types.get(name)
+        if kind is None:
+            return self._inputs.schema.field(name)
+        return pa.field(name, pa.type_for_alias(TYPES[kind].arrow))
+
+    def _kept_column(self, rows: pa.RecordBatch, name: str) -> pa.Array:
+        import pyarrow as pa
+
+        kind = self._types.get(name)
+        if kind is None:
+            return rows.column(name)
+        try:
+            values = words_to_wire(kind, rows.column(name))
+        except Misfit as misfit:
+            row = self._first_index + self.count + (misfit.position or 0)
+            raise DatasetError(f"row {row}, column {name!r}: {misfit}") from None
+        return _array(values, pa.type_for_alias(TYPES[kind].arrow))
 
     def _release(self) -> list[ScoredBatch]:
         held, self._held, self._held_records = self._held, [], 0
@@ -269,7 +297,7 @@ class ScoredRows:
                     f"found at least {self.count + len(block):,} results for "
                     f"{self.count + rows.num_rows:,} rows of input, expected as many results as rows"
                 )
-        arrays = [] if rows is None else [rows.column(name) for name in self._kept]
+        arrays = [] if rows is None else [self._kept_column(rows, name) for name in self._kept]
         for column in self._columns:
             arrays += column.arrays(block)
         arrays += [

@@ -22,6 +22,7 @@ from airflow_mlbatch.operators.rendered import (
     as_list,
     as_row_range,
     as_seconds,
+    as_table,
     as_whole_number,
 )
 from airflow_mlbatch.protocol.flows import PARALLEL_COUNT
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from airflow_mlbatch.datasets.writers import WrittenTable
     from airflow_mlbatch.protocol.results import RecordBlock, RecordResult
     from airflow_mlbatch.protocol.services import Service
+    from airflow_mlbatch.protocol.types import TypeName
 
 __all__ = ["BatchResultsOperator", "ScoredTable", "attempt_of"]
 
@@ -113,6 +115,9 @@ class BatchResultsOperator(BatchTask, BaseOperator):
     :param columns: the table's column for an input, as for the scoring
     :param row_range: ``(start, stop)`` of the table that was scored, as for the scoring
     :param keep_columns: ``"all"`` columns of the input, a list of them, or ``None``
+    :param column_types: types of kept columns of CSV and TSV that feed no input: ``"text"``, each cell
+        as it stands; ``"infer"``, by a look at the whole table; or a dict of columns and types
+        (``logical``, ``integer``, ``numeric``, ``character``)
     :param id_columns: columns of the input that come first
     :param data_frames: outputs of type data.frame: ``columns`` for frames of one row, ``nested`` to
         keep them whole, ``auto`` to go by the first ones
@@ -141,6 +146,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         "columns",
         "row_range",
         "keep_columns",
+        "column_types",
         "id_columns",
         "data_frames",
         "max_failed_records",
@@ -172,6 +178,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         columns: Mapping[str, str] | None = None,
         row_range: Sequence[int] | None = None,
         keep_columns: Any = "all",
+        column_types: Any = "text",
         id_columns: Sequence[str] | None = None,
         data_frames: DataFrames = "auto",
         max_failed_records: float = 0,
@@ -198,6 +205,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         self.columns = columns
         self.row_range = row_range
         self.keep_columns = keep_columns
+        self.column_types = column_types
         self.id_columns = id_columns
         self.data_frames = data_frames
         self.max_failed_records = max_failed_records
@@ -214,6 +222,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         self._rows: RowRange | None = None
         self._ids: list[str] = []
         self._kept: Any = "all"
+        self._column_types: Any = "text"
         self._columns: Mapping[str, str] | None = None
 
     def execute(self, context: Context) -> Any:
@@ -251,6 +260,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
 
     def _check(self) -> None:
         """What the server need not be asked for."""
+        from airflow_mlbatch.datasets.column_types import check_column_types
         from airflow_mlbatch.datasets.formats import table_format
         from airflow_mlbatch.datasets.scored import is_spread
 
@@ -262,10 +272,12 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         self._columns = as_columns(self.columns)
         self._ids = as_list(self.id_columns, of=str) if self.id_columns else []
         self._kept = as_kept_columns(self.keep_columns)
+        self._column_types = check_column_types(as_table(self.column_types))
         is_given = {
             "rescore_failed": self._tries > 0,
             "id_columns": bool(self._ids),
             "keep_columns": isinstance(self._kept, list),
+            "column_types": self._column_types != "text",
             "row_range": self._rows is not None,
         }
         for name, given in is_given.items():
@@ -273,7 +285,12 @@ class BatchResultsOperator(BatchTask, BaseOperator):
                 raise InputError(f"input_path: found nothing, expected the table for {name}")
         if self.output_path is None:
             for name, given in {**is_given, "rejects_path": self.rejects_path is not None}.items():
-                if given and name in ("id_columns", "keep_columns", "rejects_path"):
+                if given and name in (
+                    "id_columns",
+                    "keep_columns",
+                    "column_types",
+                    "rejects_path",
+                ):
                     raise InputError(f"output_path: found nothing, expected a path for {name}")
             return
         self._check_places()
@@ -554,6 +571,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
                 kept=kept,
                 first_index=self._first_row(),
                 data_frames=self.data_frames,
+                types=self._types(service, kept),
             )
             return write_results(
                 lambda take: self._read(
@@ -598,6 +616,24 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         rows = open_rows(path, wanted, self._rows, self.input_format, self.input_quoting)
         with contextlib.closing(rows.batches):  # type: ignore[type-var]
             yield rows, kept
+
+    def _types(self, service: Service, kept: Sequence[str]) -> dict[str, TypeName]:
+        """The types of kept columns, of the whole table also where only a range of it was scored."""
+        from airflow_mlbatch.datasets.column_types import types_of_columns
+        from airflow_mlbatch.datasets.formats import table_format
+
+        if self.input_path is None:
+            return {}
+        return types_of_columns(
+            self._column_types,
+            location(self.input_path, self.input_conn_id),
+            kept,
+            service.inputs,
+            columns=self._columns,
+            format=self.input_format,
+            output_format=table_format(self._output(), self.format).name,
+            quoting=self.input_quoting,
+        )
 
     def _present(self, path: Any, names: Sequence[str]) -> Sequence[str]:
         """The columns of the table, of which a range of rows has shown some."""

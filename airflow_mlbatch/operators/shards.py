@@ -24,7 +24,13 @@ from airflow_mlbatch.operators.batch_results import (
 )
 from airflow_mlbatch.operators.empty import OnEmpty, check_on_empty, judge_empty
 from airflow_mlbatch.operators.locations import comparable, location, paths_told
-from airflow_mlbatch.operators.rendered import as_columns, as_kept_columns, as_list, as_whole_number
+from airflow_mlbatch.operators.rendered import (
+    as_columns,
+    as_kept_columns,
+    as_list,
+    as_table,
+    as_whole_number,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
     from airflow_mlbatch.datasets.failures import FailurePolicy
     from airflow_mlbatch.datasets.quoting import Quoting
     from airflow_mlbatch.protocol.services import Service
+    from airflow_mlbatch.protocol.types import TypeName
 
 __all__ = ["DatasetCommitOperator", "ShardPlanOperator", "ShardResultsOperator"]
 
@@ -41,8 +48,9 @@ _DEFAULT_MAP_LENGTH = 1024
 class ShardPlanOperator(BaseOperator):
     """Cuts a table into shards; its XCom maps the tasks that score them.
 
-    For each shard: ``shard`` (``shard``, ``start``, ``stop``), ``row_range``, and
-    ``max_failed_records`` as the most failures that the whole table may have.
+    For each shard: ``shard`` (``shard``, ``start``, ``stop``), ``row_range``,
+    ``max_failed_records`` as the most failures that the whole table may have, and ``column_types``,
+    the same for all.
 
     :param service_name: a published service
     :param service_version: its version
@@ -59,6 +67,7 @@ class ShardPlanOperator(BaseOperator):
     :param rejects_conn_id: the connection of that storage
     :param format: of the parts to be written
     :param keep_columns: columns of the input for the parts, checked here
+    :param column_types: types of kept columns of CSV and TSV; ``"infer"`` is settled here, for all shards
     :param id_columns: columns of the input that come first there
     :param records_per_batch: most records of a shard
     :param max_failed_records: a count, or a fraction of the records of the table
@@ -80,6 +89,7 @@ class ShardPlanOperator(BaseOperator):
         "rejects_conn_id",
         "format",
         "keep_columns",
+        "column_types",
         "id_columns",
         "records_per_batch",
         "max_failed_records",
@@ -102,6 +112,7 @@ class ShardPlanOperator(BaseOperator):
         rejects_conn_id: str | None = None,
         format: str | None = None,
         keep_columns: Any = "all",
+        column_types: Any = "text",
         id_columns: Sequence[str] | None = None,
         records_per_batch: int = 100_000,
         max_failed_records: float = 0,
@@ -123,6 +134,7 @@ class ShardPlanOperator(BaseOperator):
         self.rejects_conn_id = rejects_conn_id
         self.format = format
         self.keep_columns = keep_columns
+        self.column_types = column_types
         self.id_columns = id_columns
         self.records_per_batch = records_per_batch
         self.max_failed_records = max_failed_records
@@ -145,7 +157,7 @@ class ShardPlanOperator(BaseOperator):
                 self.log.info("%s", judge_empty(self.on_empty, self.input_path))
             most = conf.getint("core", "max_map_length", fallback=_DEFAULT_MAP_LENGTH)
             shards = plan_shards(row_count, size, most)
-            self._check_columns(path, row_count)
+            types = self._check_columns(path, row_count)
             self._take_back()
         self.log.info("planned %s shards of %s rows", f"{len(shards):,}", f"{row_count:,}")
         return [
@@ -153,6 +165,7 @@ class ShardPlanOperator(BaseOperator):
                 "shard": shard,
                 "row_range": [shard["start"], shard["stop"]],
                 "max_failed_records": policy.most_failed(row_count),
+                "column_types": types,
             }
             for shard in shards
         ]
@@ -177,8 +190,11 @@ class ShardPlanOperator(BaseOperator):
                 f"rejects_path: found {str(self.rejects_path)!r:.200}, expected a folder of its own"
             )
 
-    def _check_columns(self, path: Any, row_count: int) -> None:
-        """A column that is not there is one clear error here, not one for each shard."""
+    def _check_columns(self, path: Any, row_count: int) -> dict[str, TypeName]:
+        """A column that is not there is one clear error here, not one for each shard.
+
+        :return: the types of the kept columns, the same for each shard
+        """
         from airflow_mlbatch.datasets.readers import read_inputs
 
         hook = MLBatchHook(self.mlbatch_conn_id)
@@ -191,12 +207,13 @@ class ShardPlanOperator(BaseOperator):
             format=self.input_format,
             quoting=self.input_quoting,
         )
-        self._check_writable(path, service)
+        return self._check_writable(path, service)
 
-    def _check_writable(self, path: Any, service: Service) -> None:
+    def _check_writable(self, path: Any, service: Service) -> dict[str, TypeName]:
         """What each shard would find only after it was scored: columns that cannot be written."""
         import pyarrow as pa
 
+        from airflow_mlbatch.datasets.column_types import check_column_types, types_of_columns
         from airflow_mlbatch.datasets.failures import rejects_schema
         from airflow_mlbatch.datasets.formats import named_format
         from airflow_mlbatch.datasets.readers import open_rows
@@ -208,6 +225,16 @@ class ShardPlanOperator(BaseOperator):
         check_writable(pa.schema([present.field(name) for name in kept]), kind, "output_path")
         if self.rejects_path is not None:
             check_writable(rejects_schema(present), kind, "rejects_path")
+        return types_of_columns(
+            check_column_types(as_table(self.column_types)),
+            path,
+            kept,
+            service.inputs,
+            columns=as_columns(self.columns),
+            format=self.input_format,
+            output_format=kind,
+            quoting=self.input_quoting,
+        )
 
     def _take_back(self) -> None:
         """What an earlier run published is complete no more."""
@@ -284,7 +311,9 @@ class DatasetCommitOperator(BaseOperator):
     :param input_format: its format, where the name does not tell
     :param input_quoting: ``double`` for CSV and TSV with quotes around cells, ``none`` where a quote
         is a character like any other
+    :param columns: the table's column for an input, where their names differ
     :param keep_columns: columns of the input in the dataset
+    :param column_types: types of kept columns of CSV and TSV
     :param id_columns: columns of the input that come first there
     """
 
@@ -301,7 +330,9 @@ class DatasetCommitOperator(BaseOperator):
         "input_conn_id",
         "input_format",
         "input_quoting",
+        "columns",
         "keep_columns",
+        "column_types",
         "id_columns",
         "mlbatch_conn_id",
     )
@@ -323,7 +354,9 @@ class DatasetCommitOperator(BaseOperator):
         input_conn_id: str | None = None,
         input_format: str | None = None,
         input_quoting: Quoting = "double",
+        columns: Mapping[str, str] | None = None,
         keep_columns: Any = "all",
+        column_types: Any = "text",
         id_columns: Sequence[str] | None = None,
         mlbatch_conn_id: str = MLBatchHook.default_conn_name,
         **kwargs: Any,
@@ -343,7 +376,9 @@ class DatasetCommitOperator(BaseOperator):
         self.input_conn_id = input_conn_id
         self.input_format = input_format
         self.input_quoting: Any = input_quoting
+        self.columns = columns
         self.keep_columns = keep_columns
+        self.column_types = column_types
         self.id_columns = id_columns
         self.mlbatch_conn_id = mlbatch_conn_id
 
@@ -429,21 +464,29 @@ class DatasetCommitOperator(BaseOperator):
 
     def _empty_schema(self, hook: MLBatchHook) -> Any:
         """The columns of a dataset without rows: the kept ones, the outputs, and our own."""
+        from airflow_mlbatch.datasets.column_types import check_column_types, types_of_columns
         from airflow_mlbatch.datasets.formats import named_format
         from airflow_mlbatch.datasets.readers import open_rows
         from airflow_mlbatch.datasets.scored import ScoredRows
 
-        outputs = hook.get_service(self.service_name, self.service_version).outputs
-        rows, kept = None, []
-        if self.input_path is not None:
-            rows = open_rows(
-                location(self.input_path, self.input_conn_id),
-                format=self.input_format,
-                quoting=self.input_quoting,
-            )
-            kept = chosen(rows.schema.names, outputs, self.keep_columns, self.id_columns)
+        service = hook.get_service(self.service_name, self.service_version)
         kind = named_format(self.format).name
-        return ScoredRows(outputs, format=kind, rows=rows, kept=kept).schema
+        if self.input_path is None:
+            return ScoredRows(service.outputs, format=kind).schema
+        path = location(self.input_path, self.input_conn_id)
+        rows = open_rows(path, None, None, self.input_format, self.input_quoting)
+        kept = chosen(rows.schema.names, service.outputs, self.keep_columns, self.id_columns)
+        types = types_of_columns(
+            check_column_types(as_table(self.column_types)),
+            path,
+            kept,
+            service.inputs,
+            columns=as_columns(self.columns),
+            format=self.input_format,
+            output_format=kind,
+            quoting=self.input_quoting,
+        )
+        return ScoredRows(service.outputs, format=kind, rows=rows, kept=kept, types=types).schema
 
 
 def chosen(present: Any, outputs: Any, keep_columns: Any, id_columns: Any) -> list[str]:

@@ -52,6 +52,9 @@ class BatchScoreTaskGroup(TaskGroup):
     :param format: of the parts: ``parquet``, ``csv``, ``tsv`` or ``jsonl``
     :param columns: the table's column for an input, where their names differ
     :param keep_columns: ``"all"`` columns of the input, a list of them, or ``None``
+    :param column_types: types of kept columns of CSV and TSV that feed no input: ``"text"``, each cell
+        as it stands; ``"infer"``, by a look at the whole table; or a dict of columns and types
+        (``logical``, ``integer``, ``numeric``, ``character``)
     :param id_columns: columns of the input that come first
     :param data_frames: outputs of type data.frame: ``columns`` for frames of one row, ``nested`` to
         keep them whole, ``auto`` to go by the first ones of each shard
@@ -87,6 +90,7 @@ class BatchScoreTaskGroup(TaskGroup):
         max_active_batches: int | None = None,
         columns: Mapping[str, str] | None = None,
         keep_columns: Any = "all",
+        column_types: Any = "text",
         id_columns: Sequence[str] | None = None,
         data_frames: DataFrames = "auto",
         max_failed_records: float = 0,
@@ -119,13 +123,13 @@ class BatchScoreTaskGroup(TaskGroup):
             **{name: value for name, value in named.items() if value is not None},
             **(task_args or {}),
         }
-        input_table: dict[str, Any] = {
+        table: dict[str, Any] = {
             "input_path": input_path,
             "input_conn_id": input_conn_id,
             "input_format": input_format,
             "input_quoting": input_quoting,
+            "columns": columns,
         }
-        table = {**input_table, "columns": columns}
         target: dict[str, Any] = {"output_path": output_path, "output_conn_id": output_conn_id}
         rejects: dict[str, Any] = {"rejects_path": rejects_path, "rejects_conn_id": rejects_conn_id}
         # Airflow's own has no types.
@@ -138,6 +142,7 @@ class BatchScoreTaskGroup(TaskGroup):
                 on_empty=on_empty,
                 format=format,
                 keep_columns=keep_columns,
+                column_types=column_types,
                 id_columns=id_columns,
                 **table,
                 **target,
@@ -146,7 +151,9 @@ class BatchScoreTaskGroup(TaskGroup):
             )
 
             @task_group(group_id="shards")
-            def shards(shard: Any, row_range: Any, max_failed_records: Any) -> None:
+            def shards(
+                shard: Any, row_range: Any, max_failed_records: Any, column_types: Any
+            ) -> None:
                 score = BatchScoreOperator(
                     task_id="score",
                     row_range=row_range,
@@ -167,6 +174,7 @@ class BatchScoreTaskGroup(TaskGroup):
                     max_failed_records=max_failed_records,
                     format=format,
                     keep_columns=keep_columns,
+                    column_types=column_types,
                     id_columns=id_columns,
                     data_frames=data_frames,
                     rescore_failed=rescore_failed,
@@ -188,8 +196,9 @@ class BatchScoreTaskGroup(TaskGroup):
                 # An empty table may be planned with no shard at all: those tasks are skipped then.
                 trigger_rule="none_failed_min_one_success",
                 keep_columns=keep_columns,
+                column_types=column_types,
                 id_columns=id_columns,
-                **input_table,
+                **table,
                 **target,
                 **rejects,
                 **service,

@@ -309,6 +309,82 @@ def test_a_range_of_json_lines_has_the_columns_of_the_table(
         operator.execute(context)
 
 
+@pytest.mark.parametrize(
+    ("column_types", "types"),
+    [
+        ("text", ["string", "double", "string", "string"]),
+        ("infer", ["string", "double", "integer", "logical"]),
+        ("{'count': 'numeric'}", ["string", "double", "double", "string"]),
+        ({"x": "character", "ok": "logical"}, ["string", "string", "string", "logical"]),
+    ],
+)
+def test_types_of_kept_columns(
+    context: dict[str, Any], scored: Scored, tmp_path: Path, column_types: Any, types: list[str]
+) -> None:
+    (tmp_path / "in.csv").write_text("id,x,count,ok\n007,0,1,TRUE\n8,1.0,NA,false\nx,2,,\n")
+    named = {"integer": "int64", "logical": "bool"}
+    for row_range in (None, [0, 2]):
+        rows = results(
+            execution_id=scored("double", {"x": [0, 1, 2][: 2 if row_range else 3]}),
+            input_path=str(tmp_path / "in.csv"),
+            row_range=row_range,
+            output_path=str(tmp_path / "out.parquet"),
+            column_types=column_types,
+        )
+        rows.execute(context)
+        table = parquet.read_table(tmp_path / "out.parquet")
+        found = [str(table.schema.field(name).type) for name in ("id", "x", "count", "ok")]
+        # A range of rows has the types of the whole table: its own ids are numbers.
+        assert found == [named.get(name, name) for name in types]
+    if column_types == "infer":
+        assert table["count"].to_pylist() == [1, None]
+        assert table["ok"].to_pylist() == [True, False]
+
+
+def test_text_stays_as_it_stands_in_text(
+    context: dict[str, Any], scored: Scored, tmp_path: Path
+) -> None:
+    (tmp_path / "in.csv").write_text("x,n\n0.0,1\n1,02\n")
+    results(
+        execution_id=scored("double", {"x": [0, 1]}),
+        input_path=str(tmp_path / "in.csv"),
+        output_path=str(tmp_path / "out.tsv"),
+        column_types="infer",
+    ).execute(context)
+    rows = list(csv.reader((tmp_path / "out.tsv").read_text().splitlines(), delimiter="\t"))
+    assert [row[:2] for row in rows] == [["x", "n"], ["0.0", "1"], ["1", "02"]]
+
+
+@pytest.mark.parametrize(
+    ("column_types", "words"),
+    [
+        ("guess", "column_types: found 'guess', expected 'text', 'infer', or a dict"),
+        ({"id": "date"}, "column_types, 'id': found 'date', expected one of logical, integer"),
+        ({"id": "vector"}, "column_types, 'id': found 'vector'"),
+        ({"di": "integer"}, "column_types: found 'di', expected columns that are kept"),
+        ({"id": "integer"}, "row 0, column 'id': found 'r0'.*expected a whole number"),
+    ],
+)
+def test_types_that_cannot_be(
+    context: dict[str, Any],
+    scored: Scored,
+    table: Path,
+    tmp_path: Path,
+    column_types: Any,
+    words: str,
+) -> None:
+    rows = results(
+        execution_id=scored("double", FIVE),
+        input_path=str(table),
+        columns={"x": "power"},
+        output_path=str(tmp_path / "out.parquet"),
+        column_types=column_types,
+    )
+    with pytest.raises(AirflowFailException, match=words):
+        rows.execute(context)
+    assert not (tmp_path / "out.parquet").exists()
+
+
 def test_quotes_as_ordinary_text(context: dict[str, Any], scored: Scored, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text('size,x\n5",-4\n"7,9\n')
     rows = results(

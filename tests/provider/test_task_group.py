@@ -127,9 +127,9 @@ def make_tables(folder: Path) -> None:
         parquet.write_table(table, folder / "many" / f"{name}.parquet", row_group_size=64)
     for case, rows in (("single", 7), ("jsonl", 10)):
         write_csv(folder / case, {"x": list(range(rows))})
-    sizes = ['5"', '"7', "9", "11"]
-    lines = [f"{size},{number}\n" for number, size in enumerate(sizes)]
-    (folder / "text" / "in.csv").write_text("size,x\n" + "".join(lines))
+    # Alone, each shard of two rows would take its codes and levels for something else.
+    lines = ["size,x,code,level,day", '5",0,1,1,07', '"7,1,2,2,1', "9,2,a,2.5,2", "11,3,4,NA,3"]
+    (folder / "text" / "in.csv").write_text("\n".join(lines))
     numbers = [-n if n in (6, 8) else n for n in range(15)]
     write_csv(folder / "stubborn", {"key": [f"key{n}" for n in range(15)], "x": numbers})
     for case, failing in (
@@ -231,6 +231,24 @@ def test_shards_of_text_with_quotes_in_it(ran: Ran) -> None:
     assert manifest_of(folder)["rows"] == 4
     tables = [parquet.read_table(folder / name) for name in parts(folder)]
     assert pa.concat_tables(tables)["size"].to_pylist() == ['5"', '"7', "9", "11"]
+
+
+def test_shards_agree_on_the_types_of_text(ran: Ran) -> None:
+    folder = ran.folder / "text" / "out"
+    tables = [parquet.read_table(folder / name) for name in parts(folder)]
+    assert len(tables) == 2
+    for table in tables:
+        types = {name: str(table.schema.field(name).type) for name in table.schema.names[:5]}
+        assert types == {
+            "size": "string",
+            "x": "double",
+            "code": "string",
+            "level": "double",
+            "day": "string",
+        }
+    whole = pa.concat_tables(tables)
+    assert whole["level"].to_pylist() == [1.0, 2.0, 2.5, None]
+    assert whole["code"].to_pylist() == ["1", "2", "a", "4"]
 
 
 def test_a_shard_is_retried_alone(ran: Ran) -> None:

@@ -51,7 +51,7 @@ large(
     records_per_batch=6,
     deferrable=False,
 )
-large("text", "double", records_per_batch=2, input_quoting="none")
+large("text", "double", records_per_batch=2, input_quoting="none", column_types="infer")
 large("stubborn", "stubborn", records_per_batch=5, rescore_failed=1)
 POLICY: dict[str, Any] = {
     "records_per_batch": "40",
