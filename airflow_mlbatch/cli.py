@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_serve(commands)
     _add_demo(commands)
     _add_ui(commands)
+    _add_publish(commands)
+    _add_unpublish(commands)
     options = parser.parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
@@ -152,9 +154,9 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     option(
         "--max-service-memory",
         type=_natural,
-        default=_memory() // _MIB,
         metavar="MIB",
-        help="most memory for each worker of a published service; 0 for no limit",
+        help="most memory for each worker of a published service; 0 for no limit; left out, what the "
+        "machine has",
     )
     option(
         "--load-timeout",
@@ -200,7 +202,9 @@ def _serve(options: argparse.Namespace) -> int:
         has_keys=not options.without_idempotency_keys,
         allow_publish=options.allow_publish,
         max_object_bytes=options.max_object_bytes,
-        max_service_memory=options.max_service_memory * _MIB,
+        max_service_memory=(
+            _memory() if options.max_service_memory is None else options.max_service_memory * _MIB
+        ),
         load_timeout=options.load_timeout,
     )
     try:
@@ -280,6 +284,72 @@ def _ui(options: argparse.Namespace) -> int:
 
     # The start of a task keeps a processor busy for seconds: more slots would only cause time-outs.
     return run_ui(options.folder, options.port, slots=2 * _processors())
+
+
+# --- publish and unpublish -----------------------------------------------------------------------
+
+
+def _add_publish(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    publish = commands.add_parser(
+        "publish",
+        help="publish the services of a Python file on a running server",
+        description="Publish each function marked with @service. The file travels as source text: "
+        "what it reads from its own folder is not sent along. The password of the user comes from "
+        "MLBATCH_PASSWORD.",
+        formatter_class=_ShowsDefaults,
+    )
+    publish.set_defaults(run=_publish, command="publish")
+    publish.add_argument("source", type=_folder, metavar="FILE", help="a Python file with services")
+    publish.add_argument(
+        "--overwrite", action="store_true", help="replace versions that are there already"
+    )
+    _add_server(publish)
+
+
+def _add_unpublish(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    unpublish = commands.add_parser(
+        "unpublish",
+        help="take a version of a service away from a running server",
+        description="Batches that run go on. The password of the user comes from MLBATCH_PASSWORD.",
+        formatter_class=_ShowsDefaults,
+    )
+    unpublish.set_defaults(run=_unpublish, command="unpublish")
+    unpublish.add_argument("name", type=_word, help="of the service")
+    unpublish.add_argument("version", type=_word, help="of the service")
+    _add_server(unpublish)
+
+
+def _add_server(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--url", type=_word, default="http://localhost:12800", help="the address of the server"
+    )
+    command.add_argument("--username", type=_word, default="admin", help="who logs in")
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from airflow_mlbatch.remote import publish_file
+
+    for name, version, is_overwritten in publish_file(
+        options.source, options.url, options.username, _password(options), options.overwrite
+    ):
+        print(f"{'overwrote' if is_overwritten else 'published'} {name} {version}", flush=True)
+    return 0
+
+
+def _unpublish(options: argparse.Namespace) -> int:
+    from airflow_mlbatch.remote import unpublish
+
+    named = (options.name, options.version)
+    is_deleted = unpublish(*named, options.url, options.username, _password(options))
+    print(f"{'deleted' if is_deleted else 'gone already:'} {options.name} {options.version}")
+    return 0
+
+
+def _password(options: argparse.Namespace) -> str:
+    password = os.environ.get("MLBATCH_PASSWORD")
+    if not password:
+        _fail(options.command, "MLBATCH_PASSWORD: found nothing, expected the user's password")
+    return password
 
 
 def _fail(command: str, message: str) -> NoReturn:

@@ -62,6 +62,7 @@ __all__ = [
     "RecordsFailedError",
     "RejectedError",
     "ReplyTooLargeError",
+    "ServiceExistsError",
     "ServiceNotFoundError",
     "SubmissionUnknownError",
     "UnavailableError",
@@ -126,6 +127,10 @@ class RejectedError(AnswerError):
     """The server refused the request; the same request would be refused again."""
 
     is_permanent = True
+
+
+class ServiceExistsError(RejectedError):
+    """This version of the service is published already, and was not to be overwritten."""
 
 
 class IdempotencyKeyReusedError(RejectedError):

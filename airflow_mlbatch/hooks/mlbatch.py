@@ -19,6 +19,7 @@ from airflow.providers.common.compat.sdk import BaseHook, Connection
 
 from airflow_mlbatch.errors import LineError, MLBatchError
 from airflow_mlbatch.hooks.lookup import look_up
+from airflow_mlbatch.hooks.publishing import PublishingMethods
 from airflow_mlbatch.hooks.settings import DEFAULT_PORT, Settings, read_settings
 from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.protocol.flows import PARALLEL_COUNT, Flows, Policy
@@ -47,7 +48,7 @@ _AT_ONCE_TIMEOUT = 4.0
 _opening = threading.RLock()
 
 
-class MLBatchHook(BaseHook):
+class MLBatchHook(PublishingMethods, BaseHook):
     """Talks to Machine Learning Server, or to anything that speaks its batch API.
 
     Several threads may share one. Every method raises a

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from decimal import Decimal
 from typing import Any
 
 from airflow_mlbatch.errors import ContractError
@@ -12,7 +14,16 @@ from airflow_mlbatch.protocol.documents import document, lower_keys
 from airflow_mlbatch.protocol.types import TypeName, type_name
 from airflow_mlbatch.protocol.values import Misfit
 
-__all__ = ["Parameter", "Service", "read_services", "write_creation_time", "write_service"]
+__all__ = [
+    "Parameter",
+    "Service",
+    "newest",
+    "read_services",
+    "write_creation_time",
+    "write_service",
+]
+
+_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)?")
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,35 @@ def read_services(body: bytes) -> list[Service]:
     if not isinstance(found, list) or not all(isinstance(item, Mapping) for item in found):
         raise ContractError(f"list of services: found {found!r:.80}, expected a list of objects")
     return [_read_service(item) for item in found]
+
+
+def newest(services: Sequence[Service]) -> Service:
+    """The version that was published last.
+
+    Where the server does not say when, and of versions of the same moment, it is the one with the
+    highest numbers in its name: 1.10 is higher than 1.9.
+
+    :param services: versions of one service, at least one
+    """
+    return max(services, key=lambda one: (_moment(one.created_at), _numbers(one.version)))
+
+
+def _moment(text: str) -> Decimal:
+    """Epoch seconds of a creation time; servers write it with and without a zone, which is UTC."""
+    found = _TIME.fullmatch(text)
+    if found is None:
+        return Decimal(-1)
+    second, fraction, zone = found.groups()
+    try:
+        moment = datetime.fromisoformat(second + (zone or "Z").replace("Z", "+00:00"))
+    except ValueError:
+        return Decimal(-1)
+    return Decimal(int(moment.astimezone(timezone.utc).timestamp())) + Decimal(fraction or 0)
+
+
+def _numbers(version: str) -> list[tuple[int, str]]:
+    parts = re.findall(r"\d+|\D+", version)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def write_service(service: Service) -> dict[str, Any]:

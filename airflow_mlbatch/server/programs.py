@@ -13,13 +13,13 @@ from typing import Any
 import msgspec
 
 from airflow_mlbatch.errors import InputError
-from airflow_mlbatch.protocol.publications import Publication
-from airflow_mlbatch.protocol.services import Service, read_services, write_service
-from airflow_mlbatch.server.registry import (
+from airflow_mlbatch.protocol.declarations import (
     check_service_name,
     declared_artifacts,
     declared_parameters,
 )
+from airflow_mlbatch.protocol.publications import Publication
+from airflow_mlbatch.protocol.services import Service, read_services, write_service
 
 __all__ = ["Program", "StoredObject", "described", "read_program", "write_program"]
 

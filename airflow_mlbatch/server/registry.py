@@ -16,15 +16,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from airflow_mlbatch.errors import InputError
+from airflow_mlbatch.protocol.declarations import (
+    check_service_name,
+    declared_artifacts,
+    declared_parameters,
+    plain_text,
+)
 from airflow_mlbatch.protocol.services import Parameter, Service
-from airflow_mlbatch.protocol.types import TYPES, TypeName, type_for_class, type_name
 
 __all__ = [
     "DEMO_SERVICES",
     "Published",
-    "check_service_name",
-    "declared_artifacts",
-    "declared_parameters",
     "is_file_source",
     "load_services",
     "service",
@@ -33,8 +35,6 @@ __all__ = [
 DEMO_SERVICES = "airflow_mlbatch.demo.services"
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_LONGEST_FILE_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def service(
     :raises InputError: names the service and the word of the declaration that cannot be used
     """
     where = f"service {name!r} version {version!r}"
-    name, version, description = map(_plain, (name, version, description))
+    name, version, description = map(plain_text, (name, version, description))
     check_service_name(where, name, version)
     if not isinstance(description, str):
         raise InputError(f"{where}: found description {description!r:.80}, expected text")
@@ -108,45 +108,6 @@ def service(
         return function
 
     return publish
-
-
-def check_service_name(where: str, name: Any, version: Any) -> None:
-    """Refuse a name or a version that no URL can carry.
-
-    :param where: what the error begins with
-    :raises InputError: it is none
-    """
-    for what, word in (("name", name), ("version", version)):
-        # HTTP clients fold "." and ".." into the path: such a service could not be asked for.
-        if not isinstance(word, str) or not word.isprintable() or word in ("", ".", ".."):
-            raise InputError(
-                f"{where}: found {what} {word!r:.80}, expected text that can stand in a URL"
-            )
-
-
-def declared_parameters(
-    where: str, what: str, declared: Mapping[str, Any]
-) -> tuple[Parameter, ...]:
-    """Check the declared inputs or outputs of a service.
-
-    :param where: what an error begins with
-    :param what: ``inputs`` or ``outputs``
-    :raises InputError: names the parameter whose name or type cannot be used
-    """
-    return tuple(_parameters(where, what, declared))
-
-
-def declared_artifacts(where: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Check the declared file names of a service: plain names that stay in their folder.
-
-    :raises InputError: names the one that is not, or says that two are the same
-    """
-    if isinstance(names, str):
-        raise InputError(f"{where}, artifacts: found {names!r:.80}, expected a list of names")
-    files = tuple(_artifact(where, file) for file in names)
-    if len({file.casefold() for file in files}) < len(files):
-        raise InputError(f"{where}: found artifacts of one name, expected different names")
-    return files
 
 
 def load_services(sources: Iterable[str]) -> dict[tuple[str, str], Published]:
@@ -199,60 +160,6 @@ def _import_source(source: str) -> None:
     spec.loader.exec_module(module)
 
 
-def _parameters(where: str, what: str, declared: Mapping[str, Any]) -> Iterable[Parameter]:
-    if not isinstance(declared, Mapping):
-        raise InputError(
-            f"{where}, {what}: found {declared!r:.80}, expected a dict of names and types"
-        )
-    for name, kind in ((_plain(name), kind) for name, kind in declared.items()):
-        # JSON has to carry the name without escapes: that is what makes reading records quick.
-        is_plain = isinstance(name, str) and name.strip() and name.isprintable()
-        if not is_plain or set(name) & set('"\\'):
-            raise InputError(
-                f"{where}, {what}: found the name {name!r:.80}, expected printable text"
-            )
-        yield Parameter(name, _type(f"{where}, {what}, {name!r}", kind))
-
-
-def _plain(word: Any) -> Any:
-    """Text of a subclass of ``str`` as a plain ``str``.
-
-    ``numpy.str_`` is the usual one: the names of scikit-learn's data sets are made of it. Nothing
-    but a plain ``str`` can be sent to the server.
-    """
-    return str.__str__(word) if isinstance(word, str) else word
-
-
-def _sendable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
-
-
-def _type(where: str, kind: Any) -> TypeName:
-    kind = _plain(kind)
-    if isinstance(kind, str) and kind in TYPES:
-        return type_name(kind)
-    if isinstance(kind, type):
-        found = type_for_class(kind)
-        if found is not None:
-            return found
-    words = ", ".join((*TYPES, "bool", "int", "float", "str", "list", "dict"))
-    raise InputError(f"{where}: found type {kind!r:.80}, expected one of {words}")
-
-
-def _artifact(where: str, name: Any) -> str:
-    name = _plain(name)
-    is_plain = (
-        isinstance(name, str)
-        and name.isprintable()
-        and name not in ("", ".", "..")
-        and not set(name) & set('/\\:*?"<>|')
-        and len(name.encode("utf-8", "replace")) <= _LONGEST_FILE_NAME
-    )
-    if not is_plain:
-        raise InputError(f"{where}, artifacts: found {name!r:.80}, expected a plain file name")
-    return str(name)
-
-
 def _check_signature(where: str, function: Callable[..., Any], takes: Sequence[Parameter]) -> None:
     if inspect.iscoroutinefunction(function):
         raise InputError(f"{where}: found a coroutine function, expected a plain one")
@@ -271,3 +178,7 @@ def _origin(function: Callable[..., Any]) -> str:
     code = getattr(function, "__code__", None)
     place = getattr(code, "co_filename", None) or getattr(function, "__module__", "")
     return f"{place}:{getattr(function, '__qualname__', repr(function))}"
+
+
+def _sendable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()

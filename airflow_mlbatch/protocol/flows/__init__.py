@@ -8,6 +8,7 @@ states stands in this package; a driver decides nothing.
 module       subject
 ============ ====================================================================================
 services     conversations about services and about the server
+publishing   conversations that bring services in and take them away
 batches      conversations about batches and what they leave
 session      what all conversations share: a request with a token, errors without secrets
 tokens       the token of a session: when it is renewed, and by whom
@@ -25,7 +26,7 @@ from __future__ import annotations
 from airflow_mlbatch.protocol.flows.batches import PARALLEL_COUNT, BatchFlows
 from airflow_mlbatch.protocol.flows.logins import EntraLogin, Login, PasswordLogin, ReadyToken
 from airflow_mlbatch.protocol.flows.policy import Policy
-from airflow_mlbatch.protocol.flows.services import ServiceFlows
+from airflow_mlbatch.protocol.flows.publishing import PublishingFlows
 
 __all__ = [
     "PARALLEL_COUNT",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 
-class Flows(ServiceFlows, BatchFlows):
+class Flows(PublishingFlows, BatchFlows):
     """The conversations of one session: one server, one user, one pair of tokens.
 
     :param login: how to get a token
