@@ -6,9 +6,11 @@ column whose values have no one Arrow type is kept as JSON text and says so in i
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
@@ -61,6 +63,18 @@ def read_lines(file: BinaryIO, start: int = 0, stop: int | None = None) -> Itera
             yield wanted
         if not chunk:
             return
+
+
+def line_of(file: BinaryIO, row: int) -> int | None:
+    """The line, from 1, on which a row stands; ``None`` if there are not so many rows."""
+    text = io.TextIOWrapper(file, encoding="latin-1", newline=None)
+    try:
+        rows = (
+            number for number, line in enumerate(text, 1) if not line.encode("latin-1").isspace()
+        )
+        return next(islice(rows, row, None), None)
+    finally:
+        text.detach()
 
 
 def _cut(data: bytes, is_last: bool) -> tuple[bytes, bytes]:

@@ -6,13 +6,14 @@ Law: a slice is read, never the table. How depends on the format and is the busi
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from airflow_mlbatch.datasets.columns import listed
-from airflow_mlbatch.datasets.formats import table_format
+from airflow_mlbatch.datasets.formats import TableFormat, table_format
 from airflow_mlbatch.datasets.jsonlines import JsonColumn
 from airflow_mlbatch.datasets.kinds.kind import InputBlock, Kind, Source
 from airflow_mlbatch.datasets.locations import StoragePath, open_input
@@ -147,10 +148,44 @@ def _open_and_close(
 def _opened(
     path: StoragePath, format: str | None, quoting: Quoting
 ) -> Iterator[tuple[Kind, Source]]:
-    found, where = table_format(path, format, quoting), str(path.name)
+    found = table_format(path, format, quoting)
+    try:
+        with _source(path, found) as source:
+            yield found.kind, source
+    except (DatasetError, RecordError) as error:
+        # Rows count from 0 and leave out the header and blank lines: an editor shows lines.
+        numbered = _with_line(error, path, found)
+        if numbered is None:
+            raise
+        raise numbered from None
+
+
+@contextmanager
+def _source(path: StoragePath, found: TableFormat) -> Iterator[Source]:
+    where = str(path.name)
     with open_input(path) as raw:
         file = cast("BinaryIO", UnpackedFile(raw, where)) if found.is_gzip else raw
-        yield found.kind, Source(file, where, found.quoting)
+        yield Source(file, where, found.quoting)
+
+
+def _with_line(
+    error: DatasetError | RecordError, path: StoragePath, found: TableFormat
+) -> DatasetError | RecordError | None:
+    """The same error with the line of its row, where it names a row of a file that has lines."""
+    where = str(path.name)
+    named = re.match(rf"({re.escape(where)}, row (\d+))(?! \(line|\d)", str(error))
+    if named is None:
+        return None
+    # Opened anew: Arrow may still read the other one ahead.
+    with _source(path, found) as source:
+        line = found.kind.line_of(source, int(named[2]))
+    if line is None:
+        return None
+    place = f"{named[1]} (line {line})"
+    if isinstance(error, RecordError):
+        rest = error.where.removeprefix(named[1])
+        return RecordError(place + rest, error.field, error.found, error.expected)
+    return DatasetError(place + str(error).removeprefix(named[1]))
 
 
 def _column_for_input(

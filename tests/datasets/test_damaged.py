@@ -217,7 +217,7 @@ def test_json_that_is_nested_very_deeply(tmp_path: Path, depth: int, pair: str) 
 def test_a_text_cell_that_is_nested_very_deeply(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("v\n[1]\n" + "[" * 5000 + "]" * 5000 + "\n")
-    with pytest.raises(RecordError, match=r"t\.csv, row 1, field 'v'"):
+    with pytest.raises(RecordError, match=r"t\.csv, row 1 \(line [0-9]+\), field 'v'"):
         readers.read_inputs(path, [VECTOR])
 
 

@@ -72,6 +72,10 @@ class JsonLinesKind(Kind):
             }
             yield InputBlock(of_lines, len(lines))
 
+    def line_of(self, source: Source, row: int) -> int | None:
+        """As :class:`Kind` says."""
+        return jsonlines.line_of(source.file, row)
+
     def to_wire(self, kind: TypeName, column: Any) -> list[Any]:
         """As :class:`Kind` says."""
         values = column.exact() if TYPES[kind].is_whole else column

@@ -108,6 +108,13 @@ class Kind(ABC):
         for batch in self.open(source, columns, wanted):
             yield InputBlock(dict(zip(batch.schema.names, batch.columns, strict=True)), len(batch))
 
+    def line_of(self, source: Source, row: int) -> int | None:
+        """The line of the file, from 1, on which a row begins; ``None`` for a file without lines.
+
+        :param source: a fresh one, which is read up to that line
+        """
+        return None
+
     def to_wire(self, kind: TypeName, column: Any) -> list[Any]:
         """A column of an :class:`InputBlock` as JSON values.
 

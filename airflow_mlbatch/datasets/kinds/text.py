@@ -9,6 +9,7 @@ from airflow_mlbatch.datasets import casting, sayable, textcells
 from airflow_mlbatch.datasets.columns import chosen_names
 from airflow_mlbatch.datasets.jsonlines import json_text
 from airflow_mlbatch.datasets.kinds.kind import Columns, Kind, Sink, Source
+from airflow_mlbatch.datasets.quoting import rows_and_lines
 from airflow_mlbatch.datasets.rows import RowRange, TableRows
 from airflow_mlbatch.protocol.types import TypeName
 
@@ -44,6 +45,13 @@ class TextKind(Kind):
             wanted.check_end(source.where, 0)
             return TableRows(schema, iter(()))
         return TableRows(schema, self._rows(source, header, names, wanted))
+
+    def line_of(self, source: Source, row: int) -> int | None:
+        """As :class:`Kind` says."""
+        header, _ = self._header(source)
+        source.file.seek(0)
+        lines = rows_and_lines(source.file, source.quoting, has_one_column=len(header) == 1)
+        return next((line.number for line in lines if line.row == row), None)
 
     def to_wire(self, kind: TypeName, column: Any) -> list[Any]:
         """As :class:`Kind` says."""
