@@ -36,7 +36,6 @@ HEAVY = frozenset(
         "aiohttp",
         "azure",
         "fastapi",
-        "jwt",
         "matplotlib",
         "numpy",
         "pandas",

@@ -3,7 +3,7 @@
 ::
 
     lock                     held while a server runs
-    account.json, token.key  see auth; mode 0600
+    account.json             see auth; mode 0600
     mlbatch.sqlite           see store; mode 0600
     executions/<id>/<index>/ artifacts
     services/<id>/           objects of published services, one folder for each form of a service

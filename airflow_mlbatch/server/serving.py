@@ -141,7 +141,7 @@ async def _serve(
         catalogue = Catalogue(store, folder, built_in)
         # A password is made up and shown only where the server starts: it is shown once.
         account = load_account(folder.path, settings.username, settings.password, tell)
-        tokens = Tokens(folder.path, store, account, settings.token_lifetime)
+        tokens = Tokens(store, account, settings.token_lifetime)
         await tokens.start()
         folder.discard_unknown(store.known_ids())
         await runner.resume(catalogue)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -37,7 +37,7 @@ T = TypeVar("T")
 Result = tuple[int, int, bytes]
 """Number of the execution, position of the record, the outcome as it is sent."""
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _SCHEMA = """
 CREATE TABLE executions (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -66,9 +66,10 @@ CREATE TABLE results (
     PRIMARY KEY (execution, position)
 ) WITHOUT ROWID;
 CREATE TABLE pairs (
-    id TEXT PRIMARY KEY,
+    refresh_hash TEXT PRIMARY KEY,
+    access_hash TEXT NOT NULL UNIQUE,
     user TEXT NOT NULL,
-    refresh_hash TEXT NOT NULL UNIQUE,
+    access_expires_at REAL NOT NULL,
     expires_at REAL NOT NULL,
     renewable_until REAL NOT NULL
 ) WITHOUT ROWID;
@@ -144,11 +145,16 @@ class Execution:
 
 @dataclass(frozen=True)
 class Pair:
-    """An access token and its refresh token; times in epoch seconds."""
+    """An access token and its refresh token; times in epoch seconds.
 
-    id: str
-    user: str
+    :param expires_at: when the refresh token ends
+    :param renewable_until: until when the tokens that follow may be renewed
+    """
+
     refresh_hash: str
+    access_hash: str
+    user: str
+    access_expires_at: float
     expires_at: float
     renewable_until: float
 
@@ -294,17 +300,19 @@ class Store:
         """Store a pair of tokens; false when the pair it takes the place of is gone already."""
         if instead_of is not None and not self.remove_pair(instead_of):
             return False
-        row = (pair.id, pair.user, pair.refresh_hash, pair.expires_at, pair.renewable_until)
-        self._writer.execute("INSERT INTO pairs VALUES (?, ?, ?, ?, ?)", row)
+        self._writer.execute("INSERT INTO pairs VALUES (?, ?, ?, ?, ?, ?)", astuple(pair))
         return True
 
-    def remove_pair(self, pair_id: str) -> bool:
+    def remove_pair(self, refresh_hash: str) -> bool:
         """Forget a pair of tokens; whether it was there."""
-        return self._writer.execute("DELETE FROM pairs WHERE id = ?", (pair_id,)).rowcount > 0
+        cursor = self._writer.execute("DELETE FROM pairs WHERE refresh_hash = ?", (refresh_hash,))
+        return cursor.rowcount > 0
 
     def remove_pairs(self, expired_at: float) -> None:
         """Forget the pairs that have expired by then."""
-        self._writer.execute("DELETE FROM pairs WHERE expires_at <= ?", (expired_at,))
+        self._writer.execute(
+            "DELETE FROM pairs WHERE max(expires_at, access_expires_at) <= ?", (expired_at,)
+        )
 
     @property
     def writer(self) -> sqlite3.Connection:

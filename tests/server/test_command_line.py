@@ -168,8 +168,6 @@ def spoil(path: Path, content: bytes | None) -> None:
             "account.json cannot be read",
         ),
         ("account.json", None, "account.json cannot be read"),
-        ("token.key", b"short", "token.key holds no key"),
-        ("token.key", None, "token.key cannot be read"),
         ("lock", None, "cannot be used"),
         ("work", b"", "cannot be used"),
         ("mlbatch.sqlite", None, "mlbatch.sqlite cannot be used"),

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import json
+import hashlib
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import jwt
 import pytest
 import requests
 
+from tests.patience import wait_until
 from tests.server.api import Api, log_in
 from tests.server_process import PASSWORD, RunningServer, running_server
 
@@ -46,8 +47,7 @@ def test_a_login_gives_a_pair_of_tokens(server: RunningServer) -> None:
     }
     assert found["token_type"] == "Bearer"
     assert found["expires_in"] == 3600
-    claims = jwt.decode(found["access_token"], options={"verify_signature": False})
-    assert int(found["expires_on"]) == claims["exp"]
+    assert abs(int(found["expires_on"]) - time.time() - 3600) < 600
     assert status_with(server.url, found["access_token"]) == 200
 
 
@@ -100,32 +100,26 @@ def test_a_large_body_with_a_bad_token_gets_its_401(server: RunningServer) -> No
         assert reply.status_code == 401
 
 
-def forged(token: str, key: Path) -> list[str]:
+def forged(pair: dict[str, Any]) -> list[str]:
     """Tokens that a careless check would take."""
-    claims = jwt.decode(token, options={"verify_signature": False})
-    head, body, signature = token.split(".")
-    nobody = base64.urlsafe_b64encode(json.dumps({"alg": "none", "typ": "JWT"}).encode())
-    plain = nobody.rstrip(b"=").decode()
-    secret = key.read_bytes()
+    token = pair["access_token"]
     return [
-        f"{plain}.{body}.",
-        f"{plain}.{body}.{signature}",
-        f"{head}.{body}.{signature[:-4]}AAAA",
-        jwt.encode(claims, "another key that is long enough for it", algorithm="HS256"),
-        jwt.encode(claims, secret, algorithm="HS512"),
-        jwt.encode({**claims, "exp": 1}, secret, algorithm="HS256"),
-        jwt.encode({**claims, "jti": "another"}, secret, algorithm="HS256"),
-        jwt.encode({"sub": "admin", "jti": claims["jti"]}, secret, algorithm="HS256"),
-        jwt.encode({**claims, "jti": ["x"]}, secret, algorithm="HS256"),
+        token[:-1],
+        f"{token}A",
+        token.swapcase(),
+        hashlib.sha256(token.encode()).hexdigest(),  # as it is stored
+        pair["refresh_token"],
         "",
         "x",
         "a.b.c",
+        "%",
     ]
 
 
 def test_a_forged_token_is_refused(server: RunningServer) -> None:
-    token = log_in(server.url)["access_token"]
-    for one in forged(token, server.data_dir / "token.key"):
+    pair = log_in(server.url)
+    token = pair["access_token"]
+    for one in forged(pair):
         assert status_with(server.url, one) == 401, one
     assert status_with(server.url, token) == 200
     reply = requests.get(
@@ -192,8 +186,7 @@ def test_secrets_are_not_on_the_disk_in_clear(lonely: RunningServer) -> None:
             content = path.read_bytes()
             for secret in (PASSWORD, pair["refresh_token"], pair["access_token"]):
                 assert secret.encode() not in content, path
-    for name in ("account.json", "token.key"):
-        assert stat.S_IMODE((lonely.data_dir / name).stat().st_mode) == 0o600
+    assert stat.S_IMODE((lonely.data_dir / "account.json").stat().st_mode) == 0o600
     assert PASSWORD not in lonely.log.read_text()
     lonely.start()
 
@@ -202,8 +195,9 @@ def test_a_short_lifetime_is_kept(tmp_path: Path) -> None:
     with running_server("--demo", "--token-lifetime", "1", data_dir=tmp_path / "data") as short:
         pair = log_in(short.url)
         assert pair["expires_in"] == 1
-        expired = jwt.decode(pair["access_token"], options={"verify_signature": False})
-        assert expired["exp"] - expired["iat"] == 1
+        wait_until(lambda: status_with(short.url, pair["access_token"]) == 401)
+        new = renew(short.url, pair["refresh_token"])
+        assert new.status_code == 200
 
 
 def test_a_password_is_made_up_once(tmp_path: Path) -> None:
