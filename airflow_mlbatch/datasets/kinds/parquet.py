@@ -7,6 +7,7 @@ and the groups add up to what the footer states, or nobody knows which rows are 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from airflow_mlbatch.datasets.columns import INDEX_COLUMN, chosen_names, refuse_duplicates
@@ -81,25 +82,43 @@ class _OpenFile:
             # Names that are not UTF-8 are found here.
             self.names = list(self._schema.names)
             metadata = self._file.metadata
-            groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-            self._groups = [int(group.num_rows) for group in groups]
+            self._groups = [
+                int(metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)
+            ]
             self.row_count = int(metadata.num_rows)
             self._check_sum()
-            for number, group in enumerate(groups):
-                self._check_values(number, group)
+            self._check_empty()
 
-    def _check_values(self, number: int, group: Any) -> None:
-        """A column that is no list has a value, or a gap, for each row; Arrow reads on without."""
-        leaves = self._file.schema
+    def _check_empty(self) -> None:
+        """A group that states no rows has none; nothing else would ever look into it."""
+        for group, rows in enumerate(self._groups):
+            if rows == 0 and self.names:
+                first = self.names[:1]
+                self._file.read_row_group(group, columns=first)
+                self._check_values(group, first)
+
+    def _check_values(self, group: int, names: Sequence[str]) -> None:
+        """A column that is no list has a value, or a gap, for each row; Arrow stops at the stated rows.
+
+        Only after these columns of the group were read: asked for a column whose metadata are damaged,
+        Arrow ends the process.
+        """
+        leaves, known = self._file.schema, set(names)
+        metadata, stated = self._file.metadata.row_group(group), self._groups[group]
         for place in range(len(leaves)):
-            values, leaf = int(group.column(place).num_values), leaves.column(place)
-            is_short = values < group.num_rows
-            if is_short or (values > group.num_rows and leaf.max_repetition_level == 0):
-                raise DatasetError(
-                    f"{self._where}: found {group.num_rows:,} rows stated by row group {number} and "
-                    f"{values:,} values in its column {leaf.path!r}, expected one for each row; the "
-                    "file is damaged"
-                )
+            leaf = leaves.column(place)
+            if not known.isdisjoint(accumulate(leaf.path.split("."), "{}.{}".format)):
+                values = int(metadata.column(place).num_values)
+                is_more = values > stated and leaf.max_repetition_level == 0
+                if values < stated or is_more:
+                    raise self._disagreement(group, values, leaf.path)
+
+    def _disagreement(self, group: int, values: int, column: str) -> DatasetError:
+        return DatasetError(
+            f"{self._where}: found {self._groups[group]:,} rows stated by row group {group} and "
+            f"{values:,} values in its column {column!r}, expected one for each row; the file is "
+            "damaged"
+        )
 
     def _check_sum(self) -> None:
         total = sum(self._groups)
@@ -145,6 +164,8 @@ class _OpenFile:
                 batch = next(batches, None)
                 if batch is None:
                     break
+                if row == first:
+                    self._check_values(group, names)
                 # By name: "s" also brings the column "s.x" along.
                 batch = batch.select(names)
             check_batch(batch, self._where, row)
