@@ -109,8 +109,8 @@ class App:
     folder: DataFolder
     limits: Limits
     catalogue: Catalogue
-    has_keys: bool = True
-    publishing: Publishing | None = None
+    has_keys: bool
+    publishing: Publishing | None
 
     def __post_init__(self) -> None:
         self._handlers: dict[str, Callable[[Request, Names], Awaitable[Response]]] = {

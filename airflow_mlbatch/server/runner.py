@@ -60,9 +60,9 @@ class RunnerSettings:
     """
 
     workers: int
-    max_parallel: int = 100
-    record_timeout: float = 0
-    load_timeout: float = 120
+    max_parallel: int
+    record_timeout: float
+    load_timeout: float
 
 
 @dataclass(eq=False)

@@ -35,9 +35,9 @@ _BACKLOG = 2048
 _GOODBYE_SECONDS = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """Everything that can be said about a server.
+    """Everything that can be said about a server; the defaults are those of ``mlbatch serve``.
 
     :param sources: modules and files that publish services
     :param port: 0 for any that is free
@@ -58,23 +58,23 @@ class ServerSettings:
 
     sources: Sequence[str]
     data_dir: Path
-    host: str = "127.0.0.1"
-    port: int = 12800
-    username: str = "admin"
-    password: str | None = None
-    workers: int = 1
-    max_parallel: int = 100
-    max_body_bytes: int = 256 * 1024 * 1024
-    max_records: int = 1_000_000
-    record_timeout: float = 0
-    token_lifetime: int = 3600
-    max_records_per_worker: int = 0
-    max_worker_growth: int = 0
-    has_keys: bool = True
-    allow_publish: bool = False
-    max_object_bytes: int = 2 * 1024 * 1024 * 1024
-    max_service_memory: int = 0
-    load_timeout: float = 120
+    host: str
+    port: int
+    username: str
+    password: str | None
+    workers: int
+    max_parallel: int
+    max_body_bytes: int
+    max_records: int
+    record_timeout: float
+    token_lifetime: int
+    max_records_per_worker: int
+    max_worker_growth: int
+    has_keys: bool
+    allow_publish: bool
+    max_object_bytes: int
+    max_service_memory: int
+    load_timeout: float
 
 
 def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:

@@ -62,8 +62,8 @@ class WorkerSettings:
 
     sources: Sequence[str]
     scratch: Path
-    max_records: int = 0
-    max_growth: int = 0
+    max_records: int
+    max_growth: int
     program: Program | None = None
     max_memory: int = 0
     last_words: Path | None = None
