@@ -28,7 +28,8 @@
         ├── BatchFailedError            the server says ``failed``
         ├── BatchTimeoutError           the deadline passed
         ├── RecordsFailedError          more failed records than the policy allows
-        └── AmbiguousSubmissionError    more than one execution could be ours
+        ├── AmbiguousSubmissionError    an execution could be ours, and nothing can prove it
+        └── SubmissionUndecidedError    an execution could be ours, and waiting may prove it
 
 ``is_permanent`` tells a scheduler whether trying again later can help: it is true where the same
 request would meet the same answer. This module imports nothing, so that every room can use it.
@@ -64,6 +65,7 @@ __all__ = [
     "ReplyTooLargeError",
     "ServiceExistsError",
     "ServiceNotFoundError",
+    "SubmissionUndecidedError",
     "SubmissionUnknownError",
     "UnavailableError",
     "UnknownStateError",
@@ -235,6 +237,10 @@ class RecordsFailedError(BatchError):
 
 
 class AmbiguousSubmissionError(BatchError):
-    """Several executions could be the one that this task started before it died."""
+    """An execution could be the one that this task started, and nothing can prove or disprove it."""
 
     is_permanent = True
+
+
+class SubmissionUndecidedError(BatchError):
+    """An execution could be the one that this task started. Time may tell: the next attempt looks again."""

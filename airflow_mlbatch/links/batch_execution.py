@@ -45,5 +45,13 @@ class BatchExecutionLink(BaseOperatorLink):
     name = "Batch execution"
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
-        """The address, or nothing before there is an execution."""
+        """The address, or nothing before there is an execution.
+
+        Airflow calls this at the end of each segment of a task, also where it has refused the
+        deferral that the segment ended with. Nothing else is called then, so a task that owns its
+        batch looks here whether that is still wanted.
+        """
+        segment_ended = getattr(operator, "segment_ended", None)
+        if segment_ended is not None:
+            segment_ended()
         return str(getattr(operator, "batch_url", "") or "")

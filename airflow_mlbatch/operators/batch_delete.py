@@ -12,7 +12,7 @@ from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors
 from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.links import is_id
-from airflow_mlbatch.operators.batch_score import EXECUTION_ID_KEY
+from airflow_mlbatch.operators.batch_score import EXECUTION_ID_KEY, owning_task_ids
 from airflow_mlbatch.operators.rendered import as_list
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ class BatchDeleteOperator(BaseOperator):
         started) is passed over
     :param score_task_ids: the task of this run that started batches, or a list of them: theirs are
         deleted, also where the task failed later
+    :param orphans: also delete what ended score tasks of this Dag have left over on the server, in any
+        run that Airflow still knows: executions that no trigger or worker could cancel. They are known
+        by idempotency key, or by the note that their task has left. What tasks with
+        ``cancel_on_kill=False`` have started is left alone
     :param mlbatch_conn_id: connection of type ``mlbatch``
     """
 
@@ -52,6 +56,7 @@ class BatchDeleteOperator(BaseOperator):
         service_version: str,
         execution_ids: Any = None,
         score_task_ids: str | Sequence[str] = (),
+        orphans: bool = False,
         mlbatch_conn_id: str = MLBatchHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
@@ -60,6 +65,7 @@ class BatchDeleteOperator(BaseOperator):
         self.service_version = service_version
         self.execution_ids = execution_ids
         self.score_task_ids = score_task_ids
+        self.orphans = orphans
         self.mlbatch_conn_id = mlbatch_conn_id
 
     def execute(self, context: Context) -> list[str]:
@@ -67,7 +73,8 @@ class BatchDeleteOperator(BaseOperator):
         hook = MLBatchHook(self.mlbatch_conn_id, timing=self.timing)
         deleted = []
         with airflow_errors():
-            for execution_id in dict.fromkeys([*self._ids(), *self._ids_of_tasks(context)]):
+            ids = [*self._ids(), *self._ids_of_tasks(context), *self._ids_of_orphans(hook, context)]
+            for execution_id in dict.fromkeys(ids):
                 if hook.cancel_batch(self.service_name, self.service_version, execution_id):
                     deleted.append(execution_id)
                 else:
@@ -82,6 +89,22 @@ class BatchDeleteOperator(BaseOperator):
             pulled = ti.xcom_pull(task_ids=task_id, key=EXECUTION_ID_KEY)
             ids += [pulled] if isinstance(pulled, str) else [each for each in pulled or () if each]
         return ids
+
+    def _ids_of_orphans(self, hook: MLBatchHook, context: Context) -> list[str]:
+        if not self.orphans:
+            return []
+        from airflow_mlbatch.operators.run_records import RunRecords
+        from airflow_mlbatch.protocol.orphans import find_orphans
+
+        ti: Any = context["ti"]
+        records = RunRecords(ti, owning_task_ids(context), EXECUTION_ID_KEY)
+        found = hook.run(
+            find_orphans(hook.flows, self.service_name, self.service_version, ti.dag_id, records)
+        )
+        for orphan in found:
+            self.log.info("execution %s was left over by %s", orphan.execution_id, orphan.task)
+        self.log.info("found %s executions whose task has ended without them", f"{len(found):,}")
+        return [orphan.execution_id for orphan in found]
 
     def _ids(self) -> list[str]:
         found = as_list(self.execution_ids, of=(str, type(None)))

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
+from airflow_mlbatch.batch_task import BatchTask, owner_of
 from airflow_mlbatch.errors import InputError, RecordsFailedError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import completed
-from airflow_mlbatch.links import BatchExecutionLink, BatchTask, is_id
+from airflow_mlbatch.links import BatchExecutionLink, is_id
 from airflow_mlbatch.operators.assets import emit, with_outlet
 from airflow_mlbatch.operators.locations import comparable, location, paths_told
 from airflow_mlbatch.operators.rendered import (
@@ -26,6 +27,7 @@ from airflow_mlbatch.operators.rendered import (
     as_whole_number,
 )
 from airflow_mlbatch.protocol.flows import PARALLEL_COUNT
+from airflow_mlbatch.protocol.submission import Payload
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -216,7 +218,6 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         self.poll_interval = poll_interval
         self.max_xcom_records = max_xcom_records
         self.mlbatch_conn_id = mlbatch_conn_id
-        self._rescoring_id: str | None = None
         # The arguments as execute() understood them.
         self._tries, self._parallel, self._pause = 0, 1, 5.0
         self._rows: RowRange | None = None
@@ -227,6 +228,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Read, judge, write."""
+        self._begin(context["ti"])
         from airflow_mlbatch.datasets.failures import FailurePolicy
 
         with self._errors():
@@ -253,8 +255,8 @@ class BatchResultsOperator(BatchTask, BaseOperator):
             return self._published(context, table)
 
     def on_kill(self) -> None:
-        """Cancel a batch of failed records that this task has started."""
-        self._cancel_at_once(self._rescoring_id)
+        """Cancel a batch of failed records that this task has started, if Airflow has ended it."""
+        self._end_early()
 
     # --- before reading --------------------------------------------------------------------------
 
@@ -415,8 +417,15 @@ class BatchResultsOperator(BatchTask, BaseOperator):
             indexes=[first_row + index for index in indexes],
         )
         named = (self.service_name, self.service_version)
-        execution_id = self.hook.start_encoded_batch(*named, body, self._parallel)
-        self._rescoring_id = execution_id
+        payload = Payload(*named, body, len(indexes), self._parallel)
+        round_of = f"try {len(rescored.execution_ids)} of {self.execution_id}"
+        execution_id = self.hook.start_encoded_batch(
+            *named,
+            body,
+            self._parallel,
+            idempotency_key=owner_of(self._ti).key(payload.fingerprint(round_of)),
+        )
+        self._own_execution_id = execution_id
         if store is not None:
             store.set(_RESCORING_KEY, execution_id)
         rescored.execution_ids.append(execution_id)
@@ -429,7 +438,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
             )
         finally:
             self.hook.cancel_batch(*named, execution_id)
-            self._rescoring_id = None
+            self._own_execution_id = None
             if store is not None:
                 store.delete(_RESCORING_KEY)
         return records

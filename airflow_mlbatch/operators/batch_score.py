@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -14,10 +15,17 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_mlbatch.errors import BatchError, BatchTimeoutError, InputError, MLBatchError
+from airflow_mlbatch.batch_task import BatchTask, owner_of
+from airflow_mlbatch.errors import (
+    BatchError,
+    BatchTimeoutError,
+    ExecutionNotFoundError,
+    InputError,
+    MLBatchError,
+)
 from airflow_mlbatch.hooks import MLBatchHook
-from airflow_mlbatch.hooks.outcomes import airflow_errors, completed, status_of_event
-from airflow_mlbatch.links import BatchExecutionLink, BatchTask
+from airflow_mlbatch.hooks.outcomes import completed, status_of_event
+from airflow_mlbatch.links import BatchExecutionLink
 from airflow_mlbatch.operators.empty import OnEmpty, check_on_empty, judge_empty
 from airflow_mlbatch.operators.locations import location
 from airflow_mlbatch.operators.rendered import (
@@ -29,17 +37,20 @@ from airflow_mlbatch.operators.rendered import (
     check_choice,
 )
 from airflow_mlbatch.operators.siblings import Siblings
-from airflow_mlbatch.operators.submission import (
-    STORE_KEY,
+from airflow_mlbatch.protocol.flows import PARALLEL_COUNT
+from airflow_mlbatch.protocol.messages import Notice, Report
+from airflow_mlbatch.protocol.recognition import Recognition
+from airflow_mlbatch.protocol.submission import (
     OnAmbiguousSubmission,
     Payload,
     StateStore,
     Submission,
     Submitted,
-    left_behind,
+    is_being_cancelled,
+    mark_cancelling,
+    mark_done,
+    read_note,
 )
-from airflow_mlbatch.protocol.flows import PARALLEL_COUNT
-from airflow_mlbatch.protocol.messages import Report
 from airflow_mlbatch.triggers import BatchStateTrigger
 from airflow_mlbatch.triggers.deferral import is_out_of_time, time_left
 
@@ -61,9 +72,11 @@ class BatchScoreOperator(BatchTask, BaseOperator):
     Give either ``records`` or ``input_path``. Everything is checked and cast to the service's declared
     inputs before anything is sent.
 
-    With Airflow 3.3 the batch is started once for one task: a retry takes over the batch that an
-    earlier attempt started, also when that attempt died while it did so. Earlier versions have no
-    place to keep the id, so there a retry starts the batch again.
+    The batch is started once for one task: a retry takes over the batch that an earlier attempt
+    started, also when that attempt died while it did so. A server that knows idempotency keys, such as
+    ``mlbatch serve``, is asked by key. For the vendor's server the task keeps a note in Airflow's task
+    state store (3.3) and recognises its batch by the results. Airflow before 3.3 has no such store, so
+    there a retry starts the batch again.
 
     :param service_name: a published service
     :param service_version: its version
@@ -86,10 +99,12 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         is cancelled and the task fails; ``None`` for no limit
     :param cancel_on_kill: cancel the batch when a user kills, clears or marks the task while it runs
         or is deferred (deferred: Airflow 3.3)
-    :param durable: keep the submission in Airflow's task state store (3.3)
-    :param on_ambiguous_submission: what to do when a worker died while it started the batch and the
-        server has several that could be it, or one that another score task of the run may have
-        started: ``fail``, or ``resubmit``
+    :param durable: keep the note about the batch in Airflow's task state store (3.3)
+    :param on_ambiguous_submission: what to do when a worker died while it started the batch, the
+        server knows no keys, and an execution could be that batch without any proof: ``fail``, or
+        ``resubmit`` to start another one
+    :param recognise_by_scoring: whether a few records may be scored by request/response to recognise
+        the batch of a worker that died; set it to false for a service that must not be called so
     :param mlbatch_conn_id: connection of type ``mlbatch``
     """
 
@@ -131,6 +146,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         cancel_on_kill: bool = True,
         durable: bool = True,
         on_ambiguous_submission: OnAmbiguousSubmission = "fail",
+        recognise_by_scoring: bool = True,
         mlbatch_conn_id: str = MLBatchHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
@@ -153,47 +169,53 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         self.cancel_on_kill = cancel_on_kill
         self.durable = durable
         self.on_ambiguous_submission = on_ambiguous_submission
+        self.recognise_by_scoring = recognise_by_scoring
         self.mlbatch_conn_id = mlbatch_conn_id
         self.execution_id: str | None = None
+        self._kept_in: StateStore | None = None
+        self._has_adopted = False
         # The arguments as execute() understood them.
         self._parallel, self._pause = PARALLEL_COUNT, 30.0
         self._limit: float | None = None
-        self._is_killed = False
 
     def execute(self, context: Context) -> str | None:
         """Start the batch, and wait for it if asked to."""
         started_at = time.time()
-        self._is_killed = False
+        self._begin(context["ti"])
         with self._errors():
             self._check()
-            service = (self.service_name, self.service_version)
-            siblings = Siblings(context, _score_tasks(context), service)
-            self._tell_of_what_was_left(context, siblings)
+            siblings = self._siblings(context)
+            self._tell_what_was_left(context, siblings)
             body, count = self._encode()
             submission = self._submission(context, body, count, siblings)
             if count == 0:
-                submission.abandon()
+                self.hook.run(submission.abandon(), self._log_report)
                 self.log.info("%s", judge_empty(self.on_empty, self.input_path or "records"))
                 return None
-            submitted = submission.run()
-            if not submitted.is_adopted:
-                self.log.info(
-                    "started execution %s of %s records", submitted.execution_id, f"{count:,}"
-                )
-            self._running(submitted.execution_id)
-            context["ti"].xcom_push(key=EXECUTION_ID_KEY, value=submitted.execution_id)
-            if self._is_killed:
-                self._cancel_at_once(submitted.execution_id)
-                raise BatchError(f"execution {submitted.execution_id} had just been started")
-            if self.wait_for_completion:
-                self._wait(submitted, started_at)
+            try:
+                self._submit_and_wait(context, submission, count, started_at)
+            except ExecutionNotFoundError as error:
+                if not self._was_cancelled_before(context, is_adopted=self._has_adopted):
+                    raise
+                self.log.warning("%s; an earlier attempt cancelled it: starting another one", error)
+                self._submit_and_wait(context, submission, count, started_at)
         return self._succeeded(context)
 
     def execute_complete(
-        self, context: Context, event: Any = None, limited_by: str = "timeout"
+        self,
+        context: Context,
+        event: Any = None,
+        limited_by: str = "timeout",
+        is_proven: bool = True,
+        is_adopted: bool = False,
     ) -> str | None:
         """Judge what the trigger saw."""
-        with airflow_errors():
+        if event is None:
+            # A clear at the moment of the deferral can leave a task that is resumed without an event.
+            self.log.warning("the trigger sent no event; looking for the batch again")
+            return self.execute(context)
+        self._begin(context["ti"])
+        with self._errors():
             if isinstance(event, dict) and isinstance(event.get("execution_id"), str):
                 # First, because the link is stored again at the end, also where the task fails.
                 self._running(event["execution_id"])
@@ -202,7 +224,14 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             except BatchTimeoutError as error:
                 self._give_up(error, limited_by)
                 raise
+            except ExecutionNotFoundError as error:
+                if not self._was_cancelled_before(context, is_adopted=is_adopted):
+                    raise
+                self.log.warning("%s; an earlier attempt cancelled it: starting another one", error)
+                return self.execute(context)
             completed(execution_id, status)
+            if not is_proven:
+                self._confirm(context, execution_id)
         return self._succeeded(context)
 
     def resume_execution(
@@ -210,27 +239,28 @@ class BatchScoreOperator(BatchTask, BaseOperator):
     ) -> Any:
         """As Airflow does it; but where no triggerer kept the deadline, that is made up for."""
         is_late = is_out_of_time(next_method, next_kwargs)
-        left = left_behind(self._store(context)) if is_late else None
-        if left is None or left.get("execution_id") is None:
+        note = read_note(self._store(context)) if is_late else None
+        if note is None or note.get("execution_id") is None:
             return super().resume_execution(next_method, next_kwargs, context)
+        self._begin(context["ti"])
         with self._errors():
             self._check()
-            self._running(left["execution_id"])
+            self._running(note["execution_id"])
             now = time.time()
             # Which limit it was is not handed on: the earlier one is that of the attempt.
-            ends_at, _ = self._deadline(float(left["at"]), math.inf)
+            ends_at, _ = self._deadline(float(note["submitted_at"]), math.inf)
             limited_by = (
                 "timeout" if ends_at is not None and ends_at <= now else "execution_timeout"
             )
-            completed(left["execution_id"], self._watch(left["execution_id"], now, limited_by))
+            completed(note["execution_id"], self._watch(note["execution_id"], now, limited_by))
+            if not note.get("is_proven", True):
+                self._confirm(context, note["execution_id"])
         return self._succeeded(context)
 
     def on_kill(self) -> None:
-        """Cancel the batch of a task that is killed on its worker."""
+        """Cancel the batch, if Airflow has ended the task that is told to stop."""
         if self.cancel_on_kill:
-            # While a batch is being started there is no id yet: execute() cancels it when there is.
-            self._is_killed = True
-            self._cancel_at_once(self.execution_id)
+            self._end_early(self._note_cancellation)
 
     # --- the records -----------------------------------------------------------------------------
 
@@ -274,38 +304,92 @@ class BatchScoreOperator(BatchTask, BaseOperator):
 
     # --- the batch -------------------------------------------------------------------------------
 
-    def _tell_of_what_was_left(self, context: Context, siblings: Siblings) -> None:
+    def _siblings(self, context: Context) -> Siblings:
+        batch = {
+            "conn_id": self.mlbatch_conn_id,
+            "service_name": str(self.service_name),
+            "service_version": str(self.service_version),
+        }
+        return Siblings(context, score_task_ids(context), batch)
+
+    def _tell_what_was_left(self, context: Context, siblings: Siblings) -> None:
         """At once: what an earlier attempt told the others was wiped when this one began."""
-        left = left_behind(self._store(context)) if siblings.exist else None
-        if left is not None:
-            siblings.tell(left["count"], left.get("execution_id"))
+        note = read_note(self._store(context))
+        if note is not None:
+            siblings.tell(note["count"], note.get("execution_id"))
 
     def _submission(
         self, context: Context, body: bytes, count: int, siblings: Siblings
     ) -> Submission:
         payload = Payload(self.service_name, self.service_version, body, count, self._parallel)
-        store = self._store(context)
-        if self.durable and store is None:
-            self.log.info(
-                "this version of Airflow keeps no task state (3.3 does): a retry of this task starts "
-                "the batch again"
-            )
         return Submission(
-            self.hook,
-            store,
+            self.hook.flows,
+            self.hook.url,
+            self._store(context),
             payload,
+            owner=owner_of(context["ti"]),
             cancels=self.cancel_on_kill,
             on_ambiguous_submission=self.on_ambiguous_submission,
-            log=self.log,
-            siblings=siblings,
-            max_tries=getattr(context["ti"], "max_tries", None),
+            claims=siblings,
+            recognition=Recognition(
+                self.hook.flows,
+                self.service_name,
+                self.service_version,
+                body,
+                random.random,
+                is_allowed=self.recognise_by_scoring,
+            ),
         )
 
+    def _submit_and_wait(
+        self, context: Context, submission: Submission, count: int, started_at: float
+    ) -> None:
+        submitted = self.hook.run(submission.run(), self._log_report)
+        self._has_adopted = submitted.is_adopted
+        if not submitted.is_adopted:
+            self.log.info(
+                "started execution %s of %s records", submitted.execution_id, f"{count:,}"
+            )
+        self._running(submitted.execution_id)
+        context["ti"].xcom_push(key=EXECUTION_ID_KEY, value=submitted.execution_id)
+        if self._is_unwanted:
+            self._cancel_once(submitted.execution_id)
+            raise BatchError(f"execution {submitted.execution_id} had just been started")
+        if self.wait_for_completion:
+            self._wait(submitted, started_at)
+            if not submitted.is_proven:
+                self.hook.run(submission.confirm(submitted.execution_id), self._log_report)
+
+    def _was_cancelled_before(self, context: Context, *, is_adopted: bool) -> bool:
+        """Whether a batch that is gone was cancelled by an earlier attempt, and by nobody else.
+
+        A batch that a user has deleted is not started again.
+        """
+        if self._has_cancelled:
+            return False
+        store = self._store(context)
+        if store is None:
+            return is_adopted
+        return is_being_cancelled(store)
+
+    def _confirm(self, context: Context, execution_id: str) -> None:
+        """Look at the results of a batch once more that was recognised by its first ones."""
+        self._check()
+        body, count = self._encode()
+        submission = self._submission(context, body, count, self._siblings(context))
+        self.hook.run(submission.confirm(execution_id), self._log_report)
+
+    def _note_cancellation(self) -> None:
+        """Leave a note that the batch is being cancelled, for an attempt that comes before it is."""
+        if self._kept_in is not None:
+            mark_cancelling(self._kept_in)
+
     def _store(self, context: Context) -> StateStore | None:
-        return context.get("task_state_store") if self.durable else None
+        self._kept_in = context.get("task_state_store") if self.durable else None
+        return self._kept_in
 
     def _running(self, execution_id: str) -> None:
-        self.execution_id = execution_id
+        self.execution_id = self._own_execution_id = execution_id
         self._link_to(execution_id)
 
     def _wait(self, submitted: Submitted, started_at: float) -> None:
@@ -320,9 +404,9 @@ class BatchScoreOperator(BatchTask, BaseOperator):
                     raise
                 # The trigger forgives what may pass, as the watch below does.
                 self._log_report(Report(None, str(error)))
-                self._defer(submitted.execution_id, deadline, limited_by)
+                self._defer(submitted, deadline, limited_by)
             if not status.is_terminal:
-                self._defer(submitted.execution_id, deadline, limited_by)
+                self._defer(submitted, deadline, limited_by)
         else:
             status = self._watch(submitted.execution_id, deadline, limited_by)
         completed(submitted.execution_id, status)
@@ -341,20 +425,25 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             self._give_up(error, limited_by)
             raise
 
-    def _defer(self, execution_id: str, deadline: float | None, limited_by: str) -> NoReturn:
+    def _defer(self, submitted: Submitted, deadline: float | None, limited_by: str) -> NoReturn:
         trigger = BatchStateTrigger(
             service_name=self.service_name,
             service_version=self.service_version,
-            execution_id=execution_id,
+            execution_id=submitted.execution_id,
             mlbatch_conn_id=self.mlbatch_conn_id,
             poll_interval=self._pause,
             deadline=deadline,
             cancel_on_kill=self.cancel_on_kill,
         )
+        self._has_deferred = self.cancel_on_kill
         self.defer(
             trigger=trigger,
             method_name="execute_complete",
-            kwargs={"limited_by": limited_by},
+            kwargs={
+                "limited_by": limited_by,
+                "is_proven": submitted.is_proven,
+                "is_adopted": submitted.is_adopted,
+            },
             timeout=None if deadline is None else time_left(deadline),
         )
         raise AssertionError("defer does not return")
@@ -392,29 +481,48 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             raise AirflowException(f"execution_timeout: {error}; {told}") from error
 
     def _succeeded(self, context: Context) -> str | None:
-        """Forget the submission, as the last step: a cleared task that had succeeded scores again."""
         store = self._store(context)
         if store is not None:
-            store.delete(STORE_KEY)
+            mark_done(store)
         return self.execution_id
 
     def _log_report(self, report: Report) -> None:
-        if report.warning is not None:
+        if isinstance(report, Notice):
+            (self.log.warning if report.is_warning else self.log.info)("%s", report.text)
+        elif report.warning is not None and self.execution_id is None:
+            self.log.warning("%s", report.warning)
+        elif report.warning is not None:
             self.log.warning("poll of execution %s: %s", self.execution_id, report.warning)
         else:
             status: BatchStatus = report.status
             self.log.info("execution %s: %s", self.execution_id, status)
 
 
-def _score_tasks(context: Context) -> list[str]:
+def score_task_ids(context: Context) -> list[str]:
     """The score tasks of the Dag that a task belongs to."""
     dag: Any = context.get("dag")
     if dag is None:
         ti: Any = context["ti"]
         return [ti.task_id]
-    kinds = {task.task_id: getattr(task, "operator_class", type(task)) for task in dag.tasks}
+    return [task.task_id for task in dag.tasks if _is_score_task(task)]
+
+
+def owning_task_ids(context: Context) -> list[str]:
+    """Those of them whose batch ends with the task."""
+    dag: Any = context.get("dag")
     return [
-        task_id
-        for task_id, kind in kinds.items()
-        if isinstance(kind, type) and issubclass(kind, BatchScoreOperator)
+        task.task_id
+        for task in (dag.tasks if dag is not None else ())
+        if _is_score_task(task) and _argument(task, "cancel_on_kill", True)
     ]
+
+
+def _is_score_task(task: Any) -> bool:
+    kind = getattr(task, "operator_class", type(task))
+    return isinstance(kind, type) and issubclass(kind, BatchScoreOperator)
+
+
+def _argument(task: Any, name: str, default: Any) -> Any:
+    """An argument of an operator, mapped or not."""
+    mapped = getattr(task, "partial_kwargs", None)
+    return getattr(task, name, default) if mapped is None else mapped.get(name, default)

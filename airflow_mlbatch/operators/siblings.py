@@ -1,21 +1,26 @@
-"""The score tasks of one run, any of which could take another's batch for its own.
+"""What the score tasks of one run tell about their batches.
 
-Law: each tells the others through XCom that it is about to start a batch, before the request goes
-out, and the batch's id as soon as it is known. An execution is looked for on the server first and the
-others are asked afterwards: then whose it is has been told, or that it is being started.
+Law: a task tells the others through XCom that it is about to start a batch, before the request goes
+out, and the batch's id as soon as it is known. An execution is looked for on the server first, and the
+others are asked afterwards.
+
+This only shortens the search on a server that knows no idempotency keys: what another task of the run
+claims need not be compared. Nothing depends on it, because tasks of other runs tell nothing here.
+The page of a batch and the search for orphans read the same note.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-__all__ = ["Siblings"]
+__all__ = ["BATCH_XCOM", "Siblings"]
 
-_XCOM_KEY = "mlbatch_submission"
+# The same name as that of the note in the task state store: it is about the same batch.
+BATCH_XCOM = "mlbatch_batch"
 
 
 class Siblings:
@@ -23,15 +28,16 @@ class Siblings:
 
     :param context: of the task that asks
     :param task_ids: of all score tasks of the Dag
-    :param service: name and version of what the task scores with
+    :param batch: what the note says beside counts and ids: the connection, service and version
     """
 
-    def __init__(self, context: Context, task_ids: Sequence[str], service: tuple[str, str]) -> None:
+    def __init__(self, context: Context, task_ids: Sequence[str], batch: Mapping[str, str]) -> None:
         self._ti: Any = context["ti"]
-        self._task_ids, self._service = list(task_ids), list(service)
+        self._task_ids, self._batch = list(task_ids), batch
+        self._service = {key: batch[key] for key in ("service_name", "service_version")}
         map_index = getattr(self._ti, "map_index", -1)
         self._me = {"task_id": self._ti.task_id, "map_index": map_index}
-        self.exist = map_index >= 0 or self._task_ids != [self._ti.task_id]
+        self._exist = map_index >= 0 or self._task_ids != [self._ti.task_id]
 
     def tell(self, count: int, execution_id: str | None = None) -> None:
         """Tell the others of a batch.
@@ -39,26 +45,25 @@ class Siblings:
         :param count: the number of its records
         :param execution_id: its id; ``None`` while it is being started
         """
-        if self.exist:
-            batch = {"service": self._service, "count": count, "execution_id": execution_id}
-            self._ti.xcom_push(key=_XCOM_KEY, value={**self._me, **batch})
+        note = {**self._me, **self._batch, "count": count, "execution_id": execution_id}
+        self._ti.xcom_push(key=BATCH_XCOM, value=note)
 
     def claimed(self) -> set[str]:
         """Executions that belong to others."""
-        return {told["execution_id"] for told in self._told() if told["execution_id"]}
+        return {note["execution_id"] for note in self._notes() if note.get("execution_id")}
 
     def starting(self, count: int) -> int:
         """How many others have begun to start a batch of so many records and have no id yet.
 
         One that died meanwhile stays among them until it is tried again.
         """
-        like_ours = {"service": self._service, "count": count, "execution_id": None}
-        return sum(like_ours.items() <= told.items() for told in self._told())
+        like_ours = {**self._service, "count": count, "execution_id": None}
+        return sum(like_ours.items() <= note.items() for note in self._notes())
 
-    def _told(self) -> Iterator[dict[str, Any]]:
-        if not self.exist:
+    def _notes(self) -> Iterator[dict[str, Any]]:
+        if not self._exist:
             return
         # Without map_indexes, Airflow pulls those of all instances.
-        for told in self._ti.xcom_pull(task_ids=self._task_ids, key=_XCOM_KEY) or ():
-            if isinstance(told, dict) and not self._me.items() <= told.items():
-                yield told
+        for note in self._ti.xcom_pull(task_ids=self._task_ids, key=BATCH_XCOM) or ():
+            if isinstance(note, dict) and not self._me.items() <= note.items():
+                yield note

@@ -11,6 +11,7 @@ message         what the driver does                                 what it sen
 ``Now``         reads the wall clock                                 epoch seconds, float
 ``Exclusive``   runs another flow while it holds the session's lock  that flow's value
 ``Report``      hands a status to whoever watches                    ``None``
+``Notice``      hands a decision to whoever watches                  ``None``
 ``Conceal``     tells the log masker about a secret                  ``None``
 ``FetchToken``  asks an identity provider for a token                ``Tokens``
 =============== ==================================================== ============================
@@ -34,6 +35,7 @@ __all__ = [
     "Flow",
     "Lost",
     "Message",
+    "Notice",
     "Now",
     "Reply",
     "Report",
@@ -157,6 +159,23 @@ class Report:
             return self.problem
         comes = "no other follows" if self.pause is None else f"the next in {self.pause:.3g} s"
         return f"{self.problem} (try {self.attempt} failed, {comes})"
+
+
+@dataclass(frozen=True)
+class Notice(Report):
+    """Tell whoever watches what was decided, and why.
+
+    :param text: a sentence for the log
+    :param is_warning: whether somebody should look at it
+    """
+
+    text: str = ""
+    is_warning: bool = False
+
+    def __init__(self, text: str, *, is_warning: bool = False) -> None:
+        super().__init__()
+        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "is_warning", is_warning)
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,11 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
+from airflow_mlbatch.batch_task import BatchTask
 from airflow_mlbatch.errors import BatchFailedError, BatchTimeoutError, MLBatchError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors, completed, status_of_event, summary
-from airflow_mlbatch.links import BatchExecutionLink, BatchTask
+from airflow_mlbatch.links import BatchExecutionLink
 from airflow_mlbatch.protocol.results import BatchStatus
 from airflow_mlbatch.triggers import BatchStateTrigger
 from airflow_mlbatch.triggers.deferral import is_out_of_time, time_left
@@ -96,6 +97,7 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
     def execute(self, context: Context) -> Any:
         """Poll, in the way that was asked for."""
         self._started_at, self._since = time.time(), None
+        self._begin(context["ti"])
         # Airflow's own loop, for a deferrable sensor too: there it ends in the first poke, and it
         # judges what that raises by soft_fail, never_fail and silent_fail.
         result = super().execute(context)
@@ -147,6 +149,7 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
         limited_by: str = "timeout",
     ) -> dict[str, Any]:
         """Judge what the trigger saw."""
+        self._begin(context["ti"])
         try:
             with _sensor_errors(limited_by):
                 # First, because the link is stored again at the end, also where the task fails.
@@ -155,7 +158,9 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
             result = self._ended(status)
         except (MLBatchError, AirflowException) as error:
             if type(error) is AirflowException:
-                self.on_kill()  # as Airflow does where it enforces execution_timeout itself
+                # As Airflow does where it enforces execution_timeout itself.
+                self._is_out_of_time = True
+                self.on_kill()
             # What Airflow's loop does about errors; soft_fail it sees to itself.
             if isinstance(error, MLBatchError) and self.silent_fail:
                 self.log.warning("watching execution %s: %s", self.execution_id, error)
@@ -178,9 +183,14 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
         return super().resume_execution(next_method, next_kwargs, context)
 
     def on_kill(self) -> None:
-        """Cancel the batch if that was asked for."""
+        """Cancel the batch, if that was asked for and Airflow has ended the task."""
         if self.cancel_on_kill:
-            self._cancel_at_once(self.execution_id)
+            self._end_early()
+
+    def _begin(self, ti: Any) -> None:
+        super()._begin(ti)
+        # Only on request does the batch end with the sensor that waits for it.
+        self._own_execution_id = self.execution_id if self.cancel_on_kill else None
 
     def _status(self) -> BatchStatus:
         return self.hook.get_batch_status(
@@ -196,6 +206,7 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
         return summary(self.execution_id, status)
 
     def _defer(self, deadline: float, limited_by: str) -> NoReturn:
+        self._has_deferred = self.cancel_on_kill
         self.defer(
             trigger=BatchStateTrigger(
                 service_name=self.service_name,

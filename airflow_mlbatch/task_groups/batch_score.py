@@ -22,6 +22,7 @@ from airflow_mlbatch.protocol.flows import PARALLEL_COUNT
 if TYPE_CHECKING:
     from airflow_mlbatch.datasets.quoting import Quoting
     from airflow_mlbatch.datasets.scored import DataFrames
+    from airflow_mlbatch.protocol.submission import OnAmbiguousSubmission
 
 __all__ = ["BatchScoreTaskGroup"]
 
@@ -68,6 +69,9 @@ class BatchScoreTaskGroup(TaskGroup):
     :param poll_interval: seconds (or a ``timedelta``) between polls
     :param timeout: seconds (or a ``timedelta``) from its submission until a batch is cancelled and
         its task fails
+    :param on_ambiguous_submission: see
+        :class:`~airflow_mlbatch.operators.batch_score.BatchScoreOperator`
+    :param recognise_by_scoring: likewise
     :param cleanup: delete the batches on the server at the end, also when the run failed
     :param mlbatch_conn_id: connection of type ``mlbatch``; ``mlbatch_default`` unless given
     :param task_args: arguments for all tasks of the group (``retries``, ``pool``, …)
@@ -102,6 +106,8 @@ class BatchScoreTaskGroup(TaskGroup):
         deferrable: bool = True,
         poll_interval: float | timedelta = 30.0,
         timeout: float | timedelta | None = None,
+        on_ambiguous_submission: OnAmbiguousSubmission = "fail",
+        recognise_by_scoring: bool = True,
         cleanup: bool = False,
         mlbatch_conn_id: str | None = None,
         task_args: Mapping[str, Any] | None = None,
@@ -162,6 +168,8 @@ class BatchScoreTaskGroup(TaskGroup):
                     deferrable=deferrable,
                     poll_interval=poll_interval,
                     timeout=timeout,
+                    on_ambiguous_submission=on_ambiguous_submission,
+                    recognise_by_scoring=recognise_by_scoring,
                     max_active_tis_per_dagrun=max_active_batches,
                     **table,
                     **service,

@@ -18,13 +18,15 @@ from airflow_mlbatch.errors import MLBatchError
 
 if TYPE_CHECKING:
     from airflow_mlbatch.hooks.async_session import AsyncSession
+    from airflow_mlbatch.hooks.task_fate import Fate
     from airflow_mlbatch.hooks.timing import Timing
     from airflow_mlbatch.protocol.messages import Report
     from airflow_mlbatch.protocol.results import BatchStatus
 
 __all__ = ["BatchStateTrigger"]
 
-_STILL_DEFERRED = "deferred"
+# Airflow gives on_kill() thirty seconds; what the question leaves is for the login and the DELETE.
+_QUESTION_SECONDS = 20.0
 _preparation: asyncio.Task[None] | None = None
 
 
@@ -109,8 +111,27 @@ class BatchStateTrigger(BaseTrigger):
         yield TriggerEvent(event_of(self.execution_id, outcome))
 
     async def on_kill(self) -> None:
-        """Cancel the batch that a user no longer wants (Airflow 3.3)."""
-        if not self.cancel_on_kill or await self._has_only_moved():
+        """Cancel the batch of a task that has ended without it (Airflow 3.3).
+
+        Airflow also calls this when the task was cleared, and, in 3.3.2, when the trigger moves to
+        another triggerer (apache/airflow#73454). Then the next attempt, or the trigger that goes on
+        elsewhere, decides about the batch.
+        """
+        if not self.cancel_on_kill:
+            return
+        fate = await self._fate()
+        if fate is not None and not fate.is_end_of_batch:
+            self.log.info(
+                "execution %s is not cancelled: its task has not ended, and its next attempt decides",
+                self.execution_id,
+            )
+            return
+        if fate is None:
+            self.log.warning(
+                "execution %s is not cancelled: Airflow did not say what became of its task; "
+                "BatchDeleteOperator(orphans=True) and `mlbatch orphans` find it if it is left over",
+                self.execution_id,
+            )
             return
         session = await self._acquired()
         flow = session.flows.cancel_batch(
@@ -118,7 +139,10 @@ class BatchStateTrigger(BaseTrigger):
         )
         was_there = await session.run(flow, self._log_report)
         self.log.info(
-            "execution %s %s", self.execution_id, "cancelled" if was_there else "was gone already"
+            "the task %s: execution %s %s",
+            fate.value,
+            self.execution_id,
+            "cancelled" if was_there else "was gone already",
         )
 
     async def cleanup(self) -> None:
@@ -133,13 +157,19 @@ class BatchStateTrigger(BaseTrigger):
             self._session = await acquire_session(self.mlbatch_conn_id, self.timing)
         return self._session
 
-    async def _has_only_moved(self) -> bool:
-        """Whether the task is still deferred: then another triggerer has taken this trigger over.
-
-        Airflow 3.3.2 calls ``on_kill`` in that case too (apache/airflow#73454).
-        """
+    async def _fate(self) -> Fate | None:
+        """What became of the task; ``None`` where Airflow does not say it in time."""
         task = self.task_instance
-        return task is not None and _STILL_DEFERRED in await _states_of(task)
+        if task is None:
+            return None
+        fate_from_states = await _loaded("task_fate", "fate_from_states")
+        try:
+            states = await asyncio.wait_for(_states_of(task), _QUESTION_SECONDS)
+        except Exception:
+            self.log.warning("asking for the state of the task failed", exc_info=True)
+            return None
+        fate: Fate = fate_from_states(states, task.run_id)
+        return fate
 
     def _prepare_for_kill(self) -> None:
         """Ask once in a process for a task's state, before it matters.
@@ -169,18 +199,18 @@ async def _loaded(module: str, name: str) -> Any:
     return getattr(await asyncio.to_thread(importlib.import_module, path), name)
 
 
-async def _states_of(task: Any) -> list[str]:
-    """The state that a task has now, as Airflow's API tells it."""
+async def _states_of(task: Any) -> dict[str, dict[str, Any]]:
+    """The state that a task has now, as Airflow's API tells it: by run and by task."""
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
     from asgiref.sync import sync_to_async
 
-    states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
+    states: dict[str, dict[str, Any]] = await sync_to_async(RuntimeTaskInstance.get_task_states)(
         dag_id=task.dag_id,
         map_index=task.map_index,
         task_ids=[task.task_id],
         run_ids=[task.run_id],
     )
-    return [str(state) for state in states.get(task.run_id, {}).values()]
+    return states
 
 
 async def _look_at(task: Any) -> None:

@@ -52,16 +52,24 @@ class FakeStateStore:
 
 
 class FakeTaskInstance:
-    """Remembers what was pushed."""
+    """Remembers what was pushed, and answers what Airflow would say about the task.
+
+    :param state: the state that Airflow has for the task; ``None`` while it waits for its next attempt
+    """
 
     dag_id, run_id, task_id = "dag", "run", "task"
     map_index = -1
 
-    def __init__(self) -> None:
+    def __init__(self, state: str | None = "running") -> None:
         self.pushed: dict[str, Any] = {}
+        self.state = state
+        self.try_number, self.max_tries = 1, 1
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.pushed[key] = json.loads(json.dumps(value))
 
-    def xcom_pull(self, task_ids: Any = None, key: str = "return_value") -> Any:
+    def xcom_pull(self, task_ids: Any = None, key: str = "return_value", **of_another: Any) -> Any:
         return self.pushed.get(key)
+
+    def get_task_states(self, **asked: Any) -> dict[str, dict[str, str | None]]:
+        return {self.run_id: {self.task_id: self.state}}

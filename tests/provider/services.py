@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,18 @@ from airflow_mlbatch.server import service
 @service("double", version="1", inputs={"x": float}, outputs={"y": float})
 def double(x: float) -> float:
     return 2 * x
+
+
+@service("constant", version="1", inputs={"x": float}, outputs={"y": float})
+def constant(x: float) -> float:
+    """Gives every record the same result."""
+    return 1.0
+
+
+@service("dice", version="1", inputs={"x": float}, outputs={"y": float})
+def dice(x: float) -> float:
+    """Gives the same record another result each time."""
+    return random.random()
 
 
 @service("my service/β", version="v 1", inputs={"x": float}, outputs={"y": float})

@@ -27,7 +27,7 @@ from airflow_mlbatch.errors import BatchError, ExecutionNotFoundError, RecordsFa
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.operators import BatchResultsOperator
 from airflow_mlbatch.operators.batch_results import _RESCORING_KEY
-from tests.provider.airflow_side import FakeStateStore
+from tests.provider.airflow_side import FakeStateStore, FakeTaskInstance
 
 # Airflow 3.0's own way of making paths: nothing that we could do otherwise.
 pytestmark = pytest.mark.filterwarnings(
@@ -814,7 +814,8 @@ def test_on_kill_cancels_a_second_try(
     operator.on_kill()  # nothing has begun
     left = hook.start_batch("slow", "1", [{"x": 1.0, "seconds": 60.0}])
     operator.hook.get_server_status()
-    operator._rescoring_id = left
+    operator._begin(FakeTaskInstance("failed"))
+    operator._own_execution_id = left
     operator.on_kill()
     with pytest.raises(ExecutionNotFoundError):
         hook.get_batch_status("slow", "1", left)

@@ -23,9 +23,8 @@ from airflow_mlbatch.errors import ConnectionLostError, ExecutionNotFoundError, 
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import event_of
 from airflow_mlbatch.operators import BatchDeleteOperator, BatchScoreOperator
-from airflow_mlbatch.operators.submission import STORE_KEY
 from airflow_mlbatch.protocol.states import BatchState
-from tests.provider.airflow_side import FakeStateStore
+from airflow_mlbatch.protocol.submission import read_note
 from tests.provider.test_sensor import fire
 
 
@@ -59,7 +58,8 @@ def test_records(hook: MLBatchHook, context: dict[str, Any], records: Any) -> No
     execution_id = score(records=records).execute(context)
     assert execution_id is not None
     assert results_of(hook, execution_id) == [2.0, 4.0]
-    assert context["ti"].pushed == {"mlbatch_execution_id": execution_id}
+    assert context["ti"].pushed["mlbatch_execution_id"] == execution_id
+    assert context["ti"].pushed["mlbatch_batch"]["execution_id"] == execution_id
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_times_may_be_timedeltas(context: dict[str, Any], deferrable: bool) -> N
         task_id="score",
         service_name="slow",
         service_version="1",
-        records=[{"x": 1, "seconds": 0.3}],
+        records=[{"x": 1, "seconds": 5 if deferrable else 0.3}],
         wait_for_completion=True,
         deferrable=deferrable,
         poll_interval=timedelta(seconds=0.05),
@@ -288,7 +288,7 @@ def test_waits(hook: MLBatchHook, context: dict[str, Any], deferrable: bool, mar
     assert execution_id is not None
     status = hook.get_batch_status("gated", "1", execution_id)
     assert status.state is BatchState.COMPLETE
-    assert context["task_state_store"].texts == {}, "success forgets the submission"
+    assert read_note(context["task_state_store"])["state"] == "done"
 
 
 def test_without_waiting_there_is_nothing_to_defer(context: dict[str, Any]) -> None:
@@ -380,7 +380,7 @@ def test_a_batch_that_has_ended_meanwhile_is_a_success_without_a_triggerer(
     hook.watch_batch("gated", "1", execution_id, poll_interval=0.05)
     operator = make()
     assert operator.resume_execution(*OUT_OF_TIME, context) == execution_id
-    assert context["task_state_store"].texts == {}
+    assert read_note(context["task_state_store"])["state"] == "done"
 
 
 @pytest.mark.parametrize("reason", ["Trigger failure", "Trigger timeout"])
@@ -402,218 +402,7 @@ def test_timeout_counts_from_the_submission(hook: MLBatchHook, context: dict[str
     hook.cancel_batch("slow", "1", first.value.trigger.execution_id)
 
 
-# --- one submission for one task -----------------------------------------------------------------
-
-
-def intent_of(store: FakeStateStore) -> dict[str, Any]:
-    intent: dict[str, Any] = store.get(STORE_KEY)
-    return intent
-
-
-@pytest.mark.parametrize("deferrable", [False, True])
-def test_a_retry_takes_over_what_runs(
-    hook: MLBatchHook,
-    context: dict[str, Any],
-    deferrable: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    before = set(hook.list_batch_executions("slow", "1"))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        # The worker dies as soon as it has started to wait.
-        patch.setattr(MLBatchHook, "watch_batch", _die)
-        patch.setattr(BatchScoreOperator, "_defer", _die)
-        slowly(0.5, deferrable=deferrable).execute(context)
-    (execution_id,) = set(hook.list_batch_executions("slow", "1")) - before
-    assert intent_of(context["task_state_store"])["execution_id"] == execution_id
-    again = slowly(0.5)
-    assert again.execute(context) == execution_id
-    assert set(hook.list_batch_executions("slow", "1")) - before == {execution_id}
-
-
-def _die(*args: Any, **kwargs: Any) -> Any:
-    raise KeyboardInterrupt
-
-
-def test_a_worker_that_died_around_the_request_is_settled_by_asking(
-    hook: MLBatchHook, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = set(hook.list_batch_executions("double", "1"))
-    real = MLBatchHook.start_encoded_batch
-
-    def dies_after(self: MLBatchHook, *args: Any) -> str:
-        real(self, *args)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(MLBatchHook, "start_encoded_batch", dies_after)
-        score(records=[{"x": 5}] * 3).execute(context)
-    assert intent_of(context["task_state_store"])["execution_id"] is None
-    (ours,) = set(hook.list_batch_executions("double", "1")) - before
-    # Somebody else's batch of another size does not confuse it.
-    hook.start_batch("double", "1", [{"x": 1}])
-    assert score(records=[{"x": 5}] * 3).execute(context) == ours
-
-
-def test_a_worker_that_died_before_the_request_submits(
-    hook: MLBatchHook, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(MLBatchHook, "start_encoded_batch", _die)
-        score(records=[{"x": 5}] * 2).execute(context)
-    before = set(hook.list_batch_executions("double", "1"))
-    monkeypatch.setattr("airflow_mlbatch.operators.submission._SETTLING_SECONDS", 0.0)
-    execution_id = score(records=[{"x": 5}] * 2).execute(context)
-    assert set(hook.list_batch_executions("double", "1")) - before == {execution_id}
-
-
-@pytest.mark.parametrize("choice", ["fail", "resubmit"])
-def test_several_that_could_be_ours(
-    hook: MLBatchHook, context: dict[str, Any], choice: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(MLBatchHook, "start_encoded_batch", _die)
-        score(records=[{"x": 5}] * 4).execute(context)
-    others = [hook.start_batch("double", "1", [{"x": 0}] * 4) for _ in range(2)]
-    operator = score(records=[{"x": 5}] * 4, on_ambiguous_submission=choice)
-    if choice == "resubmit":
-        assert operator.execute(context) not in others
-    else:
-        with pytest.raises(AirflowFailException, match="2 executions of double") as raised:
-            operator.execute(context)
-        assert all(other in str(raised.value) for other in others)
-
-
-def test_a_changed_payload_is_a_new_submission(
-    hook: MLBatchHook, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(MLBatchHook, "watch_batch", _die)
-        slowly(60).execute(context)
-    old = intent_of(context["task_state_store"])["execution_id"]
-    new = slowly(0, count=2).execute(context)
-    assert new is not None and new != old
-    listed = hook.list_batch_executions("slow", "1")
-    assert new in listed and old not in listed
-
-
-@pytest.mark.parametrize("cancels", [True, False])
-def test_an_emptied_table_is_a_changed_payload_too(
-    hook: MLBatchHook, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch, cancels: bool
-) -> None:
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(MLBatchHook, "watch_batch", _die)
-        slowly(60).execute(context)
-    old = intent_of(context["task_state_store"])["execution_id"]
-    with pytest.raises(AirflowSkipException):
-        slowly(60, count=0, cancel_on_kill=cancels).execute(context)
-    assert (old in hook.list_batch_executions("slow", "1")) is not cancels
-    assert context["task_state_store"].texts == {}
-    hook.cancel_batch("slow", "1", old)
-
-
-def test_a_changed_payload_is_scored_also_where_the_old_service_is_gone(
-    context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The new version of a Dag scores with a new version of the service."""
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(MLBatchHook, "watch_batch", _die)
-        slowly(0).execute(context)
-    left = {**intent_of(context["task_state_store"]), "service_version": "0"}
-    context["task_state_store"].set(STORE_KEY, left)
-    assert score(records=[{"x": 1}]).execute(context) is not None
-
-
-def test_a_vanished_batch_is_submitted_anew(
-    hook: MLBatchHook, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(MLBatchHook, "watch_batch", _die)
-        slowly(0).execute(context)
-    old = intent_of(context["task_state_store"])["execution_id"]
-    hook.cancel_batch("slow", "1", old)
-    assert slowly(0).execute(context) not in (None, old)
-
-
-def test_a_cleared_task_that_succeeded_scores_again(context: dict[str, Any]) -> None:
-    first = score(records=[{"x": 1}]).execute(context)
-    assert score(records=[{"x": 1}]).execute(context) != first
-
-
-@pytest.mark.parametrize("durable", [False, True])
-def test_without_a_store_a_retry_starts_again(
-    context: dict[str, Any], durable: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if durable:
-        del context["task_state_store"]
-    ids = []
-    for _ in range(2):
-        with monkeypatch.context() as patch, pytest.raises(ConnectionLostError):
-            patch.setattr(MLBatchHook, "watch_batch", _lose)
-            score(records=[{"x": 1}], wait_for_completion=True, durable=durable).execute(context)
-        ids.append(context["ti"].pushed["mlbatch_execution_id"])
-    assert ids[0] != ids[1]
-
-
-def _lose(*args: Any, **kwargs: Any) -> Any:
-    raise ConnectionLostError("connection reset")
-
-
-# --- killed --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("cancel_on_kill", [True, False])
-def test_on_kill(
-    hook: MLBatchHook,
-    context: dict[str, Any],
-    cancel_on_kill: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    operator = slowly(60, cancel_on_kill=cancel_on_kill)
-    operator.on_kill()  # before there is a batch, there is nothing to do
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(MLBatchHook, "watch_batch", _die)
-        operator.execute(context)
-    operator.on_kill()
-    is_there = operator.execution_id in hook.list_batch_executions("slow", "1")
-    assert is_there is not cancel_on_kill
-    assert operator.execution_id is not None
-    hook.cancel_batch("slow", "1", operator.execution_id)
-
-
-def is_left_to_a_retry(operator: BatchScoreOperator, context: dict[str, Any]) -> str:
-    """A worker that shuts down kills its tasks as a user does; returns the id of the batch."""
-    with pytest.raises(AirflowException, match="the task was killed and its batch") as raised:
-        operator.execute(context)
-    assert not isinstance(raised.value, AirflowFailException)
-    execution_id: str = context["ti"].pushed["mlbatch_execution_id"]
-    return execution_id
-
-
-def test_killed_while_the_batch_is_being_started(
-    hook: MLBatchHook, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    operator, real = slowly(60), MLBatchHook.start_encoded_batch
-
-    def killed(self: MLBatchHook, *args: Any) -> str:
-        operator.on_kill()
-        return real(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MLBatchHook, "start_encoded_batch", killed)
-        execution_id = is_left_to_a_retry(operator, context)
-    assert execution_id not in hook.list_batch_executions("slow", "1")
-    assert slowly(0).execute(context) not in (None, execution_id)
-
-
-def test_killed_while_waiting(
-    hook: MLBatchHook, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Airflow lets the task run on after ``on_kill``: it finds its batch gone."""
-    operator = slowly(60)
-    monkeypatch.setattr(operator, "_log_report", lambda report: operator.on_kill())
-    execution_id = is_left_to_a_retry(operator, context)
-    assert execution_id not in hook.list_batch_executions("slow", "1")
-    assert slowly(0).execute(context) not in (None, execution_id)
+# --- deleting --------------------------------------------------------------------------------------
 
 
 def test_delete(hook: MLBatchHook, context: dict[str, Any]) -> None:

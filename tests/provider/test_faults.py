@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import sys
 import time
@@ -33,7 +34,6 @@ from airflow_mlbatch.operators import (
     ArtifactDownloadOperator,
     BatchResultsOperator,
     BatchScoreOperator,
-    submission,
 )
 from airflow_mlbatch.protocol.flows import Policy
 from airflow_mlbatch.sensors import BatchStateSensor
@@ -101,10 +101,8 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(submission, "time", clock)
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 class Connects:
@@ -497,6 +495,10 @@ def test_a_batch_whose_start_went_wrong_on_the_way_back(
     """The server has it: it is found there, and nothing is sent twice."""
     role = ROLES[name]
     stage.good[f"GET {_BATCH}"] = [as_json([]), as_json([EXECUTION])]
+    # What proves it: the service gives for our records what the execution holds.
+    stage.good[f"POST {_BATCH.removesuffix('/batch')}"] = [
+        as_json({"success": True, "outputParameters": {"answer": 0.5}})
+    ]
     (end,) = stage.play(fault, role, passes=False)
 
     assert end == End(EXECUTION), end.error
@@ -631,7 +633,12 @@ def test_tokens_that_end_while_all_wait(gated_server: Any, tmp_path: FilePath) -
         time.sleep(2.5 * lifetime)
 
 
+_numbers = itertools.count()
+
+
 def _context() -> dict[str, Any]:
     ti: Any = FakeTaskInstance()
+    # Another task each time: one task has one batch.
+    ti.task_id = f"task-{next(_numbers)}"
     ti.get_first_reschedule_date = lambda context: None
     return {"ti": ti, "task_state_store": FakeStateStore()}

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR, TriggerFailureReason
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.triggers.base import TriggerEvent
 
 from airflow_mlbatch.errors import (
@@ -482,26 +484,39 @@ def test_a_trigger_without_its_connection_sends_an_event() -> None:
     assert "connection 'nowhere': found none of this id" in event.payload["message"]
 
 
-def test_on_kill_cancels_only_when_asked(hook: MLBatchHook) -> None:
-    async def kill(cancel_on_kill: bool, execution_id: str) -> None:
+@pytest.mark.parametrize(
+    ("cancel_on_kill", "state", "is_cancelled"),
+    [
+        (False, "failed", False),
+        (True, "failed", True),
+        (True, "success", True),
+        # The trigger moves to another triggerer (apache/airflow#73454), or the task was cleared.
+        (True, "deferred", False),
+        (True, None, False),
+    ],
+)
+def test_a_killed_trigger_cancels_what_has_ended(
+    hook: MLBatchHook,
+    cancel_on_kill: bool,
+    state: str | None,
+    is_cancelled: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # What Airflow would answer.
+    monkeypatch.setattr(
+        RuntimeTaskInstance, "get_task_states", lambda **asked: {"run": {"task": state}}
+    )
+
+    async def kill(execution_id: str) -> None:
         trigger = BatchStateTrigger(
             "slow", "1", execution_id, poll_interval=60, cancel_on_kill=cancel_on_kill
         )
-
-        async def consume() -> None:
-            async for _ in trigger.run():
-                pass
-
-        task = asyncio.create_task(consume())
-        await asyncio.sleep(0.3)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        ids = {"dag_id": "dag", "run_id": "run", "task_id": "task", "map_index": -1}
+        monkeypatch.setattr(trigger, "task_instance", SimpleNamespace(**ids), raising=False)
         await trigger.on_kill()
         await trigger.cleanup()
 
     execution_id = hook.start_batch("slow", "1", {"x": [1], "seconds": [600]})
-    asyncio.run(kill(False, execution_id))
-    assert execution_id in hook.list_batch_executions("slow", "1")
-    asyncio.run(kill(True, execution_id))
-    assert execution_id not in hook.list_batch_executions("slow", "1")
+    asyncio.run(kill(execution_id))
+    assert (execution_id not in hook.list_batch_executions("slow", "1")) is is_cancelled
+    hook.cancel_batch("slow", "1", execution_id)

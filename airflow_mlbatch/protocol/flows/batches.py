@@ -30,6 +30,7 @@ from airflow_mlbatch.protocol.results import (
 from airflow_mlbatch.protocol.routes import (
     ACCEPT_IDEMPOTENCY_KEY,
     IDEMPOTENCY_KEY,
+    IDEMPOTENCY_KEY_PREFIX_QUERY,
     IDEMPOTENCY_KEY_QUERY,
     PARALLEL_COUNT,
 )
@@ -91,17 +92,27 @@ class BatchFlows(Session):
 
     @discreet
     def find_batch_executions(
-        self, service_name: str, service_version: str, idempotency_key: str
+        self,
+        service_name: str,
+        service_version: str,
+        idempotency_key: str,
+        *,
+        is_prefix: bool = False,
     ) -> Flow[tuple[list[str], bool]]:
         """Ask for the executions that were started with a key.
 
+        :param is_prefix: whether to ask for all keys that begin with this one
         :return: their ids, and whether the server knows keys. A server that does not ignores the
             question: then the ids are those of all executions.
         """
         reply = yield from self._call(
             routes.BATCHES,
             of_service(service_name, service_version),
-            query={IDEMPOTENCY_KEY_QUERY: _key(idempotency_key)},
+            query={
+                IDEMPOTENCY_KEY_PREFIX_QUERY if is_prefix else IDEMPOTENCY_KEY_QUERY: _key(
+                    idempotency_key
+                )
+            },
         )
         return read_names(reply.body, _LIST), ACCEPT_IDEMPOTENCY_KEY in reply.headers
 

@@ -70,3 +70,12 @@ class ServiceFlows(Session):
         named = of_service(service.name, service.version)
         reply = yield from self._call(routes.CONSUME, named, body=body, is_small=False)
         return read_record_result(reply.body, service.outputs)
+
+    @discreet
+    def consume_encoded(
+        self, service_name: str, service_version: str, body: bytes
+    ) -> Flow[RecordResult]:
+        """Score one record that is already a JSON object; its outputs are read as they come."""
+        named = of_service(service_name, service_version)
+        reply = yield from self._call(routes.CONSUME, named, body=body, is_small=False)
+        return read_record_result(reply.body, None)

@@ -74,7 +74,8 @@ with DAG("mapped_tables", schedule=None, default_args={**NAMED, **RETRIES}) as m
 
     @task
     def compare_with_what_was_told(ids: list[str], **context: Any) -> None:
-        told = Siblings(context, ["score"], ("double", "1"))
+        service = {"service_name": "double", "service_version": "1"}
+        told = Siblings(context, ["score"], service)
         assert told.claimed() == set(ids)
         assert told.starting(2) == 0
 
