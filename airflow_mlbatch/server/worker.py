@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_mlbatch.errors import MLBatchError
 from airflow_mlbatch.protocol.intake import RecordReader
@@ -37,6 +37,9 @@ from airflow_mlbatch.server.folder import has_room
 from airflow_mlbatch.server.programs import Program
 from airflow_mlbatch.server.registry import load_services
 from airflow_mlbatch.server.wire import LENGTH, Described, Hello, Outcome, Task, decode_task, frame
+
+if TYPE_CHECKING:
+    from airflow_mlbatch.server.r_program import RProgram
 
 __all__ = ["WorkerSettings", "work"]
 
@@ -158,7 +161,7 @@ def _run(task: Task, scorer: _Scorer, line: socket.socket, limits: _Limits) -> b
     """Score the records of a task; whether this worker may go on."""
     for position, record in task.records:
         result = scorer.score(record, os.path.join(task.keep_in, str(position)), task.with_files)
-        is_last = limits.are_reached()
+        is_last = limits.are_reached() or scorer.is_spent
         line.sendall(frame(Outcome(position, result, is_last)))
         if is_last:
             return False
@@ -343,6 +346,11 @@ class _Scorer:
         self._folder = folder
         self._console = _Console()
 
+    @property
+    def is_spent(self) -> bool:
+        """Whether it cannot score another record."""
+        return False
+
     def score(self, record: bytes, keep_in: str, with_files: bool) -> bytes:
         """Run the function on a record.
 
@@ -396,9 +404,21 @@ class _ProgramScorer(_Scorer):
     """Scores records with a program: its outputs always come by name."""
 
     def __init__(self, program: Program, folder: _Folder) -> None:
-        from airflow_mlbatch.server.python_program import PythonProgram
+        self._r: RProgram | None = None
+        if program.service.runtime_type == "R":
+            from airflow_mlbatch.server.r_program import RProgram
 
-        super().__init__(program.service, folder, PythonProgram(program).run)
+            self._r = RProgram(program)
+            run = self._r.run
+        else:
+            from airflow_mlbatch.server.python_program import PythonProgram
+
+            run = PythonProgram(program).run
+        super().__init__(program.service, folder, run)
+
+    @property
+    def is_spent(self) -> bool:
+        return self._r is not None and self._r.is_dead
 
     def _read(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         return self._outputs.named(self._function(values))
@@ -422,6 +442,9 @@ def _told(error: BaseException) -> str:
     except Exception:
         text = "(its message cannot be shown)"
     name = type(error).__name__
+    if name == "RError":
+        # R's own sentence needs no word of Python's in front.
+        return _sendable(text)[:_MAX_MESSAGE_CHARACTERS]
     return _sendable(f"{name}: {text}" if text else name)[:_MAX_MESSAGE_CHARACTERS]
 
 
