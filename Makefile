@@ -8,6 +8,8 @@ GROUPS := test,lint,bench
 # Much of the suite waits for servers and processes, so more workers than processors pay. A module
 # stays in one worker, with the servers that it started.
 PARALLEL := -n 3 --dist loadfile
+# `make test COVERAGE=` runs without it, and takes less time.
+COVERAGE := --cov --cov-report=term
 # Those that call the tasks directly: the harness for whole Dags asks things of Airflow that 3.0 cannot
 # say, and its log shows in clear what it sends to itself.
 FLOOR_TESTS := tests/test_packaging.py $(filter-out %/test_task_group.py %/test_secrets.py, \
@@ -35,8 +37,8 @@ demo: $(VENV)/.demo ## score the mtcars table through a real Dag on a real serve
 ui: $(VENV)/.demo ## open Airflow with the example Dags and a scoring server behind them
 	@$(BIN)/mlbatch ui
 
-test: $(VENV)/.dev ## run the tests that need no Airflow processes
-	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+test: $(VENV)/.dev ## run the tests that need no Airflow processes, and report branch coverage
+	@$(BIN)/python -m pytest $(PARALLEL) $(COVERAGE) $(ARGS)
 
 test-system: $(VENV)/.system ## run the tests with real schedulers, triggerers and workers
 	@$(BIN)/python -m pytest -m system $(ARGS)
