@@ -17,7 +17,7 @@ from airflow_mlbatch.datasets.kinds.kind import Columns, InputBlock, Kind, Sink,
 from airflow_mlbatch.datasets.rows import RowRange, TableRows
 from airflow_mlbatch.errors import RecordError
 from airflow_mlbatch.protocol.services import Parameter
-from airflow_mlbatch.protocol.values import TypeName
+from airflow_mlbatch.protocol.types import TypeName
 
 BLOCKS, ROWS = 40, 500
 X, Y = Parameter("x", "numeric"), Parameter("y", "character")
