@@ -309,6 +309,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             "conn_id": self.mlbatch_conn_id,
             "service_name": str(self.service_name),
             "service_version": str(self.service_version),
+            "waits": self.wait_for_completion,
         }
         return Siblings(context, score_task_ids(context), batch)
 

@@ -28,10 +28,11 @@ class Siblings:
 
     :param context: of the task that asks
     :param task_ids: of all score tasks of the Dag
-    :param batch: what the note says beside counts and ids: the connection, service and version
+    :param batch: what the note says beside counts and ids: the connection, service and version, and
+        whether the task waits for its batch
     """
 
-    def __init__(self, context: Context, task_ids: Sequence[str], batch: Mapping[str, str]) -> None:
+    def __init__(self, context: Context, task_ids: Sequence[str], batch: Mapping[str, Any]) -> None:
         self._ti: Any = context["ti"]
         self._task_ids, self._batch = list(task_ids), batch
         self._service = {key: batch[key] for key in ("service_name", "service_version")}

@@ -7,7 +7,8 @@ task. Whose an execution is has to be known before it is deleted:
 - By note: otherwise, the note that a task leaves in XCom names its execution.
 
 Law: an execution that no key and no note ties to a task instance is never touched; neither is one
-whose task has not ended, nor the one that a successful task has returned.
+whose task has not ended, nor the one that a successful task has returned. A task that waits for its
+batch and has succeeded while that still runs was marked by a user.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from airflow_mlbatch.protocol.submission import Owner
 
 if TYPE_CHECKING:
     from airflow_mlbatch.protocol.flows import Flows
+    from airflow_mlbatch.protocol.results import BatchStatus
 
 __all__ = ["AirflowRecords", "EndedTask", "Orphan", "find_orphans"]
 
@@ -100,11 +102,19 @@ def find_orphans(
             if execution_id not in left:
                 continue
             left.discard(execution_id)
-            if task.state == _SUCCESS and wanted in (None, execution_id):
-                continue  # It is the task's result, or nobody can say that it is not.
-            if (yield from _exists(flows, service, execution_id)):
-                orphans.append(Orphan(execution_id, task, known_by))
+            status = yield from _status(flows, service, execution_id)
+            if status is None:
+                continue
+            is_result = task.state == _SUCCESS and wanted in (None, execution_id)
+            if is_result and (status.is_terminal or not _waits(records, task)):
+                continue
+            orphans.append(Orphan(execution_id, task, known_by))
     return orphans
+
+
+def _waits(records: AirflowRecords, task: EndedTask) -> bool:
+    """Whether a task waits for its batch; one that does cannot have succeeded while that runs."""
+    return bool((records.batch_note(task) or {}).get("waits"))
 
 
 def _ids_by_key(flows: Flows, service: tuple[str, str], task: EndedTask) -> Flow[list[str]]:
@@ -120,9 +130,8 @@ def _ids_by_note(service: tuple[str, str], note: Mapping[str, Any] | None) -> li
     return [note["execution_id"]] if is_of_service else []
 
 
-def _exists(flows: Flows, service: tuple[str, str], execution_id: str) -> Flow[bool]:
+def _status(flows: Flows, service: tuple[str, str], execution_id: str) -> Flow[BatchStatus | None]:
     try:
-        yield from flows.get_batch_status(*service, execution_id)
+        return (yield from flows.get_batch_status(*service, execution_id))
     except ExecutionNotFoundError:
-        return False
-    return True
+        return None

@@ -460,6 +460,11 @@ class Submission:
         }
         if self._store is not None:
             self._store.set(NOTE_KEY, note)
+        elif not has_keys:
+            yield Notice(
+                "the server knows no idempotency keys, and no task state is kept (Airflow 3.3 keeps "
+                "it, with durable=True): a retry of this task starts the batch again"
+            )
         return note
 
     def _settle_at_once(

@@ -829,6 +829,15 @@ def test_orphans_are_what_ended_tasks_have_left_over(
     assert somebody_elses in side.executions("slow")
 
 
+def test_a_user_marks_a_waiting_task_as_a_success(side: Side) -> None:
+    """And the triggerer that would have cancelled the batch is down."""
+    task = slow_task(deferrable=True)
+    with pytest.raises(TaskDeferred) as deferred:
+        task.attempt()
+    ours = deferred.value.trigger.execution_id  # type: ignore[attr-defined]
+    assert orphans(task, {"run": {"task": "success"}}) == [ours]
+
+
 def test_what_a_success_did_not_return_is_an_orphan(keyed: Side) -> None:
     """A cleared task has scored again; the results of its first success are nobody's now."""
     task = slow_task(wait_for_completion=False)
