@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -39,6 +40,8 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     # The database's user has to get in.
     folder.chmod(0o755)
+    # As an exception, so that whatever runs is ended.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     soak = Soak(options, folder)
     _say(f"soak: seed {options.seed}, {options.runs} runs, in {folder}")
     evidence = soak.run()
@@ -49,7 +52,9 @@ def main() -> int:
             _say(line)
     for line in soak.summary(judge):
         _say(line)
-    if not violations and options.folder is None:
+    if violations:
+        _say(f"soak: all that was written is in {folder}")
+    elif options.folder is None:
         shutil.rmtree(folder, ignore_errors=True)
     return 1 if violations else 0
 
@@ -74,17 +79,19 @@ class Soak:
         with running_world(self._folder, line_random, self._note_fault, has_keys) as world:
             _say("soak: Airflow and the scoring server run")
             self._began_at = time.time()
+            options = self._options
             self._faults = Faults(
-                world, self._runs, self._options.seed, self._options.pause, self._note_fault
+                world,
+                self._runs,
+                options.seed,
+                options.pause,
+                options.at_once,
+                self._note_fault,
             )
-            try:
-                self._go_through(world)
-                self._faults.heal()
-                self._finish(world)
-            finally:
-                # What is suspended could not end.
-                self._faults.heal()
-            cleaned_at = _clean_orphans(world)
+            self._go_through(world)
+            self._faults.heal()
+            self._finish(world)
+            orphans_deleted_at = _delete_orphans(world)
             world.remember_executions()
             self._took = time.time() - self._began_at
             return Evidence(
@@ -98,7 +105,7 @@ class Soak:
                 running=[one for one, state, _ in world.executions() if state == "pending"],
                 tasks={run.number: run.run.tasks() for run in self._runs},
                 faults=self._fault_log,
-                orphans_cleaned_at=cleaned_at,
+                orphans_deleted_at=orphans_deleted_at,
                 has_keys=has_keys,
             )
 
@@ -185,7 +192,7 @@ class Soak:
         try:
             work()
         except (AssertionError, requests.RequestException) as error:
-            self._note_fault(f"not done: {str(error)[:200]}")
+            self._note_fault(f"not done: {str(error)[:100]}")
 
     def _active(self) -> list[SoakRun]:
         return [run for run in self._runs if not run.state]
@@ -203,9 +210,14 @@ class Soak:
         _say(f"soak: {minutes:5.1f} min, {over} of {self._options.runs} runs over, {faults} faults")
 
 
-def _clean_orphans(world: World) -> float:
+def _delete_orphans(world: World) -> float:
     """Have the executions deleted that nobody wants any more; returns when that began."""
-    return 0.0
+    began_at = time.time()
+    deletions = [world.airflow.trigger(f"soak_{mode}", orphans=True) for mode in MODES]
+    for deletion in deletions:
+        state = deletion.wait_for_end()
+        assert state == "success", f"deleting orphans: {state}\n{deletion.logs()}"
+    return began_at
 
 
 def _listed(counts: Counter[str]) -> str:
@@ -221,8 +233,8 @@ def _options() -> argparse.Namespace:
     option = parser.add_argument
     option("--seed", type=int, help="decides which faults happen; left out, the clock does")
     option("--runs", type=int, default=200, help="how many Dag runs")
-    option("--at-once", type=int, default=10, help="most Dag runs at the same time")
-    option("--pause", type=float, default=9.0, help="mean seconds between two faults")
+    option("--at-once", type=int, default=8, help="most Dag runs at the same time")
+    option("--pause", type=float, default=7.0, help="mean seconds between two faults, at least")
     option(
         "--without-keys",
         action="store_true",

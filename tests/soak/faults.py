@@ -11,6 +11,7 @@ import heapq
 import os
 import random
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ __all__ = ["Faults"]
 
 T = TypeVar("T")
 
+_FAULTS_PER_RUN = 1.25
 _LONGEST_OUTAGE = 10.0
 # Longer than it takes Airflow to miss a heartbeat, and to start the next attempt.
 _LONGEST_STOP = 45.0
@@ -39,7 +41,8 @@ class Faults:
     """Makes things go wrong.
 
     :param runs: the Dag runs so far, which grow
-    :param pause: mean seconds between two faults
+    :param pause: mean seconds between two faults, at least
+    :param at_once: faults in advance, for the first runs
     :param say: is told of each fault when it happens
     """
 
@@ -49,11 +52,14 @@ class Faults:
         runs: Sequence[SoakRun],
         seed: int,
         pause: float,
+        at_once: int,
         say: Callable[[str], None],
     ) -> None:
-        self._world, self._runs, self._seed, self._pause, self._say = world, runs, seed, pause, say
+        self._world, self._runs, self._seed, self._say = world, runs, seed, say
+        self._pause, self._at_once = pause, at_once
         self._random = random.Random(f"faults of {seed}")
         self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self._suspensions: list[threading.Timer] = []
         self._number = 0
         self._next_at = time.time() + self._random.expovariate(1 / pause)
         self.counts: Counter[str] = Counter()
@@ -62,16 +68,23 @@ class Faults:
         """Do what is due."""
         while self._later and self._later[0][0] <= time.time():
             heapq.heappop(self._later)[2]()
-        if time.time() >= self._next_at:
+        if time.time() >= self._next_at and self._is_one_due():
             self._make_one()
 
     def heal(self) -> None:
         """End all that is still going on."""
+        for suspension in self._suspensions:
+            suspension.join()
         while self._later:
             heapq.heappop(self._later)[2]()
         self._world.line.heal()
         for name in ("server", "scheduler", *TRIGGERERS):
             self._world.start(name)
+
+    def _is_one_due(self) -> bool:
+        """On a slow machine, faults wait for the runs: nobody would come to an end otherwise."""
+        over = sum(bool(run.state) for run in self._runs)
+        return sum(self.counts.values()) < self._at_once + _FAULTS_PER_RUN * over
 
     def _make_one(self) -> None:
         self._number += 1
@@ -86,6 +99,13 @@ class Faults:
 
     def _at(self, seconds: float, work: Callable[[], None]) -> None:
         heapq.heappush(self._later, (time.time() + seconds, self._number, work))
+
+    def _suspend_for(self, seconds: float, resume: Callable[[], object]) -> None:
+        """Whoever is suspended may hold a lock that Airflow needs to answer us: a thread resumes it."""
+        timer = threading.Timer(seconds, resume)
+        timer.daemon = True
+        timer.start()
+        self._suspensions.append(timer)
 
     # --- workers -----------------------------------------------------------------------------------
 
@@ -123,7 +143,7 @@ class Faults:
         if task is None:
             return ""
         done = self._send(task.both, signal.SIGSTOP)
-        self._at(seconds, lambda: void(self._send(task.both, signal.SIGCONT)))
+        self._suspend_for(seconds, lambda: self._send(task.both, signal.SIGCONT))
         return f"{done} for {seconds:.1f} s"
 
     # --- Airflow's other processes, and the server ---------------------------------------------------
@@ -210,7 +230,7 @@ class Faults:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(one, signal.SIGCONT)
 
-        self._at(seconds, go_on)
+        self._suspend_for(seconds, go_on)
         return f"{name}, for {seconds:.1f} s"
 
     # --- the line ------------------------------------------------------------------------------------
@@ -286,10 +306,6 @@ class Faults:
             chosen.run.mark(wanted, what, action.map_index)
         chosen.actions[-1] = replace(action, is_done=True)
         return f"{chosen.run}, {wanted}[{action.map_index}], which was {action.found}"
-
-
-def void(_: object) -> None:
-    """For a function whose result nobody wants."""
 
 
 def _one_of(details: random.Random, found: Sequence[T]) -> T | None:

@@ -46,6 +46,7 @@ class Evidence:
     :param running: the executions that have not ended
     :param tasks: of each run, its task instances as Airflow shows them
     :param faults: time and text of each
+    :param orphans_deleted_at: when all runs were over, and what they left was looked for
     """
 
     runs: Sequence[SoakRun]
@@ -58,7 +59,7 @@ class Evidence:
     running: Sequence[str]
     tasks: Mapping[int, Sequence[Mapping[str, Any]]]
     faults: Sequence[tuple[float, str]]
-    orphans_cleaned_at: float
+    orphans_deleted_at: float
     has_keys: bool
 
 
@@ -93,6 +94,7 @@ class Judge:
         self._judge_deletions()
         self._judge_calls()
         self._judge_leftovers()
+        self._judge_orphans()
         return self.violations
 
     def report(self, violation: Violation) -> Iterator[str]:
@@ -263,8 +265,7 @@ class Judge:
         explained: set[tuple[int, float]] = set()
         seen: Counter[str] = Counter()
         for deletion in sorted(self._evidence.deletions, key=lambda each: each.at):
-            if 0 < self._evidence.orphans_cleaned_at <= deletion.at:
-                self.remarks["orphans that were deleted at the end"] += 1
+            if deletion.at >= self._evidence.orphans_deleted_at:
                 continue
             seen[deletion.execution_id] += 1
             if seen[deletion.execution_id] > 1:
@@ -314,17 +315,33 @@ class Judge:
         self.remarks["of these, single records"] = sum(allowed.values())
 
     def _judge_leftovers(self) -> None:
-        """All runs are over and orphans were looked for: no execution runs any more."""
+        """All runs are over and orphans were deleted: no execution runs any more."""
         for execution_id in self._evidence.running:
             execution = self._executions[execution_id]
             run = self._runs[execution.number]
-            if not run.state:
+            if run.state:
+                self._add(
+                    "nothing is left running", run, f"{run}: execution {execution_id} still runs"
+                )
+
+    def _judge_orphans(self) -> None:
+        """Who looked for orphans has not deleted what a table was written from."""
+        orphans = {
+            deletion.execution_id
+            for deletion in self._evidence.deletions
+            if deletion.at >= self._evidence.orphans_deleted_at
+        }
+        self.remarks["orphans deleted at the end"] = len(orphans)
+        for run in self._evidence.runs:
+            name = "scored/manifest.json" if run.is_group else "scored.csv.manifest.json"
+            manifest = run.folder / name
+            if run.state != "success" or not manifest.exists():
                 continue
-            told = f"{run}: execution {execution_id} still runs"
-            if self._evidence.orphans_cleaned_at:
-                self._add("nothing is left running", run, told)
-            else:
-                self.remarks["executions left running; nobody looked for orphans"] += 1
+            text = manifest.read_text()
+            for execution_id in orphans:
+                if execution_id in text:
+                    told = f"{run}: execution {execution_id} of a successful task was deleted"
+                    self._add("only orphans are deleted", run, told)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

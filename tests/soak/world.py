@@ -6,8 +6,10 @@ Law: only processes that were started here are touched, by their ids, and all of
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import time
@@ -32,13 +34,16 @@ _COMMANDS = {
     **dict.fromkeys(TRIGGERERS, ("triggerer", "--skip-serve-logs")),
 }
 _SCORING_WORKERS = "16"
+# Airflow's API server answers in forty threads. If all of them wait for locks, none is left to commit
+# the transactions that hold these: without a limit it would stand still for ever.
+_DATABASE_SETTINGS = ("lock_timeout=10s", "max_connections=200")
 # Deaths are noticed soon, so that a soak test of less than an hour sees what follows from them.
 _SETTINGS = {
     "CORE__PARALLELISM": "10",
     "CORE__MAX_ACTIVE_TASKS_PER_DAG": "64",
     "CORE__MAX_ACTIVE_RUNS_PER_DAG": "64",
-    "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
-    "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "12",
+    "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
+    "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "15",
     "SCHEDULER__TASK_QUEUED_TIMEOUT": "60",
     "SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "10",
     "SCHEDULER__NUM_STUCK_IN_QUEUED_RETRIES": "20",
@@ -144,8 +149,6 @@ class World:
 
     def executions(self) -> list[tuple[str, str, dict[str, Any]]]:
         """Id, state and first record of each execution that the scoring server has now."""
-        import json
-
         path = self.server.data_dir / "mlbatch.sqlite"
         with contextlib.closing(
             sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)
@@ -177,11 +180,13 @@ def running_world(
     """Start everything; ends everything, whatever happens."""
     calls = folder / "calls.log"
     calls.touch()
+    # Airflow reads its Dags again and again: those of this run stay as they are.
+    dags = shutil.copytree(HERE / "dags", folder / "dags")
     arguments = ["--services", str(HERE / "services.py"), "--workers", _SCORING_WORKERS]
     if not has_keys:
         arguments.append("--without-idempotency-keys")
     with contextlib.ExitStack() as stack:
-        database = stack.enter_context(running_postgres(folder / "postgres"))
+        database = stack.enter_context(running_postgres(folder / "postgres", *_DATABASE_SETTINGS))
         server = stack.enter_context(
             running_server(
                 *arguments,
@@ -197,7 +202,7 @@ def running_world(
                 f"http://127.0.0.1:{line.port}",
                 server.password,
                 TRIGGERERS,
-                dags=HERE / "dags",
+                dags=dags,
                 database=f"postgresql+psycopg2://{database}",
                 env={f"AIRFLOW__{name}": value for name, value in _SETTINGS.items()},
             )

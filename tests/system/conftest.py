@@ -5,15 +5,23 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.server_process import RunningServer, running_server
-from tests.system.airflow_processes import AirflowProcesses, Run, eventually, running_airflow
+from tests.system.airflow_processes import (
+    AirflowProcesses,
+    Run,
+    connection_to,
+    eventually,
+    running_airflow,
+)
 from tests.system.scoring_proxy import Held, Passed, ScoringProxy, scoring_proxy
 from tests.system.services import VERSIONS
 
 SERVICES = Path(__file__).parent / "services.py"
+KEYLESS = "mlbatch_keyless"
 
 
 @pytest.fixture(scope="session")
@@ -41,41 +49,83 @@ def proxy(server: RunningServer) -> Iterator[ScoringProxy]:
 
 
 @pytest.fixture(scope="session")
+def keyless_server(
+    tmp_path_factory: pytest.TempPathFactory, gates: Path
+) -> Iterator[RunningServer]:
+    """A scoring server that knows no idempotency keys, as the vendor's."""
+    data_dir = tmp_path_factory.mktemp("keyless-server")
+    arguments = ("--services", str(SERVICES), "--workers", "8", "--without-idempotency-keys")
+    with running_server(
+        *arguments, data_dir=data_dir, env={"MLBATCH_TEST_GATES": str(gates)}
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def keyless_proxy(keyless_server: RunningServer) -> Iterator[ScoringProxy]:
+    """What Airflow takes for that server."""
+    with scoring_proxy(keyless_server.url) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def airflow(
-    tmp_path_factory: pytest.TempPathFactory, server: RunningServer, proxy: ScoringProxy
+    tmp_path_factory: pytest.TempPathFactory,
+    server: RunningServer,
+    proxy: ScoringProxy,
+    keyless_proxy: ScoringProxy,
 ) -> Iterator[AirflowProcesses]:
     """Airflow on SQLite, with one triggerer named `triggerer`."""
     home = tmp_path_factory.mktemp("airflow")
     url = f"http://127.0.0.1:{proxy.port}"
-    with running_airflow(home, url, server.password) as running:
+    keyless = connection_to(f"http://127.0.0.1:{keyless_proxy.port}", server.password)
+    env = {f"AIRFLOW_CONN_{KEYLESS.upper()}": keyless}
+    with running_airflow(home, url, server.password, env=env) as running:
         yield running
 
 
 class Case:
-    """A batch of its own: a version of the service, a table, a gate."""
+    """A batch of its own: a version of the service, a table, a gate.
+
+    :param conn_id: the connection to the server behind the proxy
+    """
 
     RECORDS = 5
 
     def __init__(
-        self, number: int, folder: Path, gates: Path, airflow: AirflowProcesses, proxy: ScoringProxy
+        self,
+        number: int,
+        folder: Path,
+        gates: Path,
+        airflow: AirflowProcesses,
+        proxy: ScoringProxy,
+        conn_id: str = "mlbatch_default",
     ) -> None:
         self.version, self.airflow, self.proxy = str(number), airflow, proxy
+        self.has_keys = conn_id != KEYLESS
+        self.folder, self._conn_id = folder, conn_id
         self._gate = gates / f"gate-{number}"
-        self._table, self._scored = folder / "table.csv", folder / "scored.csv"
-        with self._table.open("w", newline="") as file:
+        self.write_table(first=0)
+
+    def write_table(self, first: int, name: str = "table.csv") -> Path:
+        """A table whose ``x`` begin with ``first``."""
+        with (self.folder / name).open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["gate", "x"])
             # The last record waits, so that there is always progress to be seen.
             gates_of_records = [""] * (self.RECORDS - 1) + [self._gate.name]
-            writer.writerows([gate, x] for x, gate in enumerate(gates_of_records))
+            writer.writerows([gate, first + x] for x, gate in enumerate(gates_of_records))
+        return self.folder / name
 
-    def trigger(self, dag_id: str) -> Run:
+    def trigger(self, dag_id: str, table: str = "table.csv", **params: Any) -> Run:
         """Start a run that scores this case's table."""
         return self.airflow.trigger(
             dag_id,
             version=self.version,
-            input_path=str(self._table),
-            output_path=str(self._scored),
+            conn_id=self._conn_id,
+            input_path=str(self.folder / table),
+            output_path=str(self.folder / f"scored-{table}"),
+            **params,
         )
 
     def open_gate(self) -> None:
@@ -103,9 +153,9 @@ class Case:
         before = len(self.passed("GET", "/batch/[^/]+$"))
         eventually(lambda: len(self.passed("GET", r"/batch/[^/]+")) > before, what="a poll")
 
-    def scores(self) -> list[float]:
+    def scores(self, table: str = "table.csv") -> list[float]:
         """The scored column, in the table's order."""
-        with self._scored.open(newline="") as file:
+        with (self.folder / f"scored-{table}").open(newline="") as file:
             return [float(row["y"]) for row in csv.DictReader(file)]
 
     def _pattern(self, pattern: str) -> str:
@@ -118,13 +168,15 @@ def make_case(
     gates: Path,
     airflow: AirflowProcesses,
     proxy: ScoringProxy,
-) -> Iterator[Callable[[], Case]]:
+    keyless_proxy: ScoringProxy,
+) -> Iterator[Callable[..., Case]]:
     """Makes batches that no other test has to do with."""
     made: list[Case] = []
 
-    def make() -> Case:
+    def make(*, keyless: bool = False) -> Case:
         assert len(made) < VERSIONS
-        made.append(Case(len(made), tmp_path_factory.mktemp("case"), gates, airflow, proxy))
+        between = (keyless_proxy, KEYLESS) if keyless else (proxy, "mlbatch_default")
+        made.append(Case(len(made), tmp_path_factory.mktemp("case"), gates, airflow, *between))
         return made[-1]
 
     yield make

@@ -31,10 +31,11 @@ class MissingPackageError(Exception):
 
 
 @contextlib.contextmanager
-def running_postgres(folder: Path) -> Iterator[str]:
+def running_postgres(folder: Path, *settings: str) -> Iterator[str]:
     """Run PostgreSQL with an empty database; yields ``user@host:port/database`` for SQLAlchemy.
 
     :param folder: of the cluster; made, and given to the user that runs it
+    :param settings: more of the server's, as ``name=value``
     :raises MissingPackageError: it cannot be had
     """
     initdb, server = _postgres("initdb"), _postgres("postgres")
@@ -51,7 +52,8 @@ def running_postgres(folder: Path) -> Iterator[str]:
     with contextlib.closing(ReservedPort()) as place:
         port = place.number
         command = [server, "-D", "data", "-p", str(port), "-k", str(folder)]
-        command += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+        for setting in ("listen_addresses=127.0.0.1", "fsync=off", *settings):
+            command += ["-c", setting]
         address = ["-h", "127.0.0.1", "-p", str(port), "-U", "airflow"]
 
         def is_ready() -> bool:

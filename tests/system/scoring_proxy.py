@@ -64,6 +64,11 @@ class Held:
         assert self._is_here.wait(seconds), f"no {self.method} {self.pattern.pattern} came"
         return self.pid
 
+    @property
+    def has_come(self) -> bool:
+        """Whether it is here, or was."""
+        return self._is_here.is_set()
+
     def forward(self) -> None:
         """Let it go on."""
         self._goes_on.set()

@@ -6,8 +6,13 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, Param
+from airflow.sdk.exceptions import AirflowSkipException
 
-from airflow_mlbatch.operators import BatchResultsOperator, BatchScoreOperator
+from airflow_mlbatch.operators import (
+    BatchDeleteOperator,
+    BatchResultsOperator,
+    BatchScoreOperator,
+)
 from airflow_mlbatch.sensors import BatchStateSensor
 from airflow_mlbatch.task_groups import BatchScoreTaskGroup
 
@@ -24,6 +29,8 @@ TABLE: dict[str, Any] = {
 PARAMS = {
     "input_path": Param("", type="string"),
     "output_path": Param("", type="string"),
+    # Such a run scores nothing: it deletes what other runs of its Dag have left over.
+    "orphans": Param(False, type="boolean"),
 }
 SENSORS: dict[str, dict[str, Any]] = {
     "poke": {"mode": "poke", "deferrable": False},
@@ -34,6 +41,22 @@ SENSORS: dict[str, dict[str, Any]] = {
 
 def dag(name: str) -> DAG:
     return DAG(f"soak_{name}", schedule=None, default_args=ARGS, params=PARAMS, max_active_runs=50)
+
+
+def skip_for_orphans(context: Any) -> None:
+    if context["params"]["orphans"]:
+        raise AirflowSkipException("this run only deletes orphans")
+
+
+def scoring(**arguments: Any) -> BatchScoreOperator:
+    score = BatchScoreOperator(task_id="score", pre_execute=skip_for_orphans, **TABLE, **arguments)
+    score >> deletion_of_orphans()
+    return score
+
+
+def deletion_of_orphans() -> BatchDeleteOperator:
+    # Where nothing was skipped, Airflow skips this one without starting it.
+    return BatchDeleteOperator(task_id="delete_orphans", orphans=True, trigger_rule="all_skipped")
 
 
 def results(execution_id: Any, **arguments: Any) -> BatchResultsOperator:
@@ -48,19 +71,13 @@ def results(execution_id: Any, **arguments: Any) -> BatchResultsOperator:
 
 for waits in ("worker", "deferrable"):
     with dag(waits) as made:
-        score = BatchScoreOperator(
-            task_id="score",
-            wait_for_completion=True,
-            deferrable=waits == "deferrable",
-            poll_interval=2,
-            **TABLE,
-        )
+        score = scoring(wait_for_completion=True, deferrable=waits == "deferrable", poll_interval=2)
         results(score.output)
     globals()[made.dag_id] = made
 
 for kind, arguments in SENSORS.items():
     with dag(f"sensor_{kind}") as made:
-        score = BatchScoreOperator(task_id="score", **TABLE)
+        score = scoring()
         waits_for = BatchStateSensor(
             task_id="sensor", execution_id=score.output, poke_interval=3, timeout=3600, **arguments
         )
@@ -68,7 +85,7 @@ for kind, arguments in SENSORS.items():
     globals()[made.dag_id] = made
 
 with dag("no_wait") as made:
-    score = BatchScoreOperator(task_id="score", **TABLE)
+    score = scoring()
     # Its retries are all that waits here.
     results(score.output, retry_delay=timedelta(seconds=10))
 globals()[made.dag_id] = made
@@ -82,6 +99,8 @@ for waits in ("worker", "deferrable"):
             format="csv",
             deferrable=waits == "deferrable",
             poll_interval=2,
+            task_args={"pre_execute": skip_for_orphans},
             **TABLE,
         )
+        made.get_task("scored.plan") >> deletion_of_orphans()
     globals()[made.dag_id] = made
