@@ -66,6 +66,8 @@ def test_what_is_no_http_is_refused_in_the_contracts_shape(
         "code": 400,
         "message": "Invalid HTTP request received.",
         "fields": "",
+        "link": "",
+        "exceptionType": "",
     }
 
 

@@ -686,7 +686,7 @@ CASES = [
         watch,
         {"GET": [as_json(batch("Pausiert", 1, 3))]},
         error=MLBatchError,
-        text="field 'state': found 'Pausiert', expected one of pending, ready, inProgress",
+        text="field 'state': found 'Pausiert', expected one of pending, inProgress, ready",
     ),
 ]
 
