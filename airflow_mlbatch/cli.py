@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_ui(commands)
     _add_publish(commands)
     _add_unpublish(commands)
+    _add_orphans(commands)
     options = parser.parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
@@ -364,6 +365,69 @@ class _ShowsDefaults(argparse.ArgumentDefaultsHelpFormatter):
         if action.default in (None, False, []):
             return action.help
         return super()._get_help_string(action)
+
+
+# --- orphans -------------------------------------------------------------------------------------
+
+
+def _add_orphans(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    orphans = commands.add_parser(
+        "orphans",
+        help="list, or delete, executions whose Airflow task has ended without them",
+        description="Ask Airflow's REST API which score tasks of a Dag have ended, and list the "
+        "executions that they have left over on the server. Airflow's API does not say which tasks "
+        "have cancel_on_kill=False: theirs are listed too, so read the list before you use --delete, "
+        "and choose tasks with --task-id. For Airflow, set AIRFLOW_API_TOKEN, or AIRFLOW_USERNAME and "
+        "AIRFLOW_PASSWORD.",
+        formatter_class=_ShowsDefaults,
+    )
+    orphans.set_defaults(run=_orphans, command="orphans")
+    option = orphans.add_argument
+    option("--service", type=_word, required=True, metavar="NAME", help="of the service")
+    option(
+        "--version",
+        type=_word,
+        required=True,
+        dest="service_version",
+        metavar="V",
+        help="of the service",
+    )
+    option("--dag-id", type=_word, required=True, metavar="D", help="the Dag of the score tasks")
+    option(
+        "--task-id",
+        type=_word,
+        action="append",
+        default=[],
+        metavar="T",
+        help="look at this task only; may be given more than once; left out, at all tasks whose class "
+        "is BatchScoreOperator",
+    )
+    option("--delete", action="store_true", help="delete what is listed")
+    server = orphans.add_mutually_exclusive_group()
+    server.add_argument(
+        "--conn-id",
+        type=_word,
+        default="mlbatch_default",
+        help="the connection to the scoring server, which the environment or a secrets backend has",
+    )
+    server.add_argument(
+        "--url",
+        type=_word,
+        help="the address of the scoring server, in place of a connection; set MLBATCH_PASSWORD, and "
+        "MLBATCH_USERNAME if the user is not admin",
+    )
+    option("--airflow-url", type=_word, default="http://localhost:8080", help="of Airflow's API")
+
+
+def _orphans(options: argparse.Namespace) -> int:
+    from airflow_mlbatch.cli_orphans import sweep
+
+    def tell(looked_at: int, total: int) -> None:
+        print(f"looked at {looked_at:,} of {total:,} task instances", file=sys.stderr, flush=True)
+
+    for line in sweep(options, tell):
+        print(line, flush=True)
+    return 0
 
 
 # --- values of options ---------------------------------------------------------------------------

@@ -327,19 +327,19 @@ def test_the_services_shown_can_be_served(page: Path, tmp_path: Path) -> None:
     assert set(result.outputs) == {each.name for each in service.outputs}
 
 
-def serve_options() -> dict[str, argparse.Action]:
+def options_of(name: str) -> dict[str, argparse.Action]:
     parser = argparse.ArgumentParser()
-    cli._add_serve(parser.add_subparsers())
+    getattr(cli, f"_add_{name}")(parser.add_subparsers())
     (commands,) = (each for each in parser._actions if each.choices)
     assert isinstance(commands.choices, dict)
-    actions = commands.choices["serve"]._actions
+    actions = commands.choices[name]._actions
     return {action.option_strings[-1]: action for action in actions if action.dest != "help"}
 
 
 def test_the_page_of_the_server_names_every_option_and_its_default() -> None:
     page = (ROOT / "docs" / "server.md").read_text()
     rows = dict(re.findall(r"^\| `(--[a-z-]+)[^`]*` \| ([^|]*)\|", page, re.MULTILINE))
-    options = serve_options()
+    options = options_of("serve")
     assert set(rows) == set(options)
     for name, told in rows.items():
         default = options[name].default
@@ -349,7 +349,7 @@ def test_the_page_of_the_server_names_every_option_and_its_default() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_that_are_told_of_exist(page: Path) -> None:
-    known = {*serve_options(), "--folder"}
+    known = {*options_of("serve"), *options_of("demo"), *options_of("orphans")}
     told = set(re.findall(r"`(--[a-z][a-z-]+)", page.read_text(encoding="utf-8")))
     assert told <= known
 
