@@ -19,7 +19,7 @@ from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors
 from airflow_mlbatch.hooks.task_fate import Fate, ask_for_fate, can_be_retried
 from airflow_mlbatch.hooks.timing import Timing
-from airflow_mlbatch.links.batch_execution import batch_url
+from airflow_mlbatch.links.batch_execution import checked_id
 from airflow_mlbatch.protocol.submission import Owner
 
 __all__ = ["BatchTask", "owner_of"]
@@ -46,14 +46,14 @@ def owner_of(ti: Any) -> Owner:
 class BatchTask:
     """Mixed into operators and sensors; without an ``__init__``, which is Airflow's business.
 
-    ``batch_url`` is the address of the execution once it is known, for the link. ``timing`` is how the
-    hook keeps time; ``None`` for the usual way.
+    ``linked_execution_id`` is the execution once it is known, for the link. ``timing`` is how the hook
+    keeps time; ``None`` for the usual way.
     """
 
     service_name: str
     service_version: str
     mlbatch_conn_id: str
-    batch_url: str = ""
+    linked_execution_id: str = ""
     timing: Timing | None = None
     log: Any
     _hook: MLBatchHook | None = None
@@ -78,9 +78,9 @@ class BatchTask:
         return self._hook
 
     def _link_to(self, execution_id: str) -> None:
-        self.batch_url = batch_url(
-            self.hook.url, self.service_name, self.service_version, execution_id
-        )
+        self.linked_execution_id = checked_id(execution_id)
+        # The connection is read now: on_kill is a signal handler and cannot ask Airflow for it.
+        assert self.hook.url
 
     def _begin(self, ti: Any) -> None:
         """Start a segment of the task: nothing has been killed or cancelled yet."""

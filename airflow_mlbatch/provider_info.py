@@ -34,6 +34,23 @@ def get_provider_info() -> dict[str, Any]:
         "sensors": _modules("airflow_mlbatch.sensors"),
         "triggers": _modules("airflow_mlbatch.triggers"),
         "extra-links": ["airflow_mlbatch.links.BatchExecutionLink"],
+        "config": {
+            "mlbatch": {
+                "description": "What Airflow's pages show of batch scoring.",
+                "options": {
+                    "ui_enabled": {
+                        "description": (
+                            "Whether the API server serves the pages about batches, and tasks link "
+                            "to them. Set it alike for the API server and the workers."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "boolean",
+                        "example": None,
+                        "default": "True",
+                    }
+                },
+            }
+        },
         "connection-types": [
             {
                 "connection-type": "mlbatch",

@@ -30,7 +30,7 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "airflow_mlbatch"
 
-ROOMS = ("hooks", "triggers", "links", "operators", "sensors", "task_groups")
+ROOMS = ("hooks", "triggers", "links", "operators", "sensors", "task_groups", "plugins")
 HEAVY = frozenset(
     [
         "aiohttp",
@@ -195,6 +195,7 @@ def test_entry_points_lead_to_functions() -> None:
         ("apache_airflow_provider", "provider_info"): (
             "airflow_mlbatch.provider_info:get_provider_info"
         ),
+        ("airflow.plugins", "mlbatch"): "airflow_mlbatch.plugins:BatchPagesPlugin",
         ("console_scripts", "mlbatch"): "airflow_mlbatch.cli:main",
     }
     (entry,) = entry_points(group="apache_airflow_provider", name="provider_info").select(
@@ -256,7 +257,14 @@ def project() -> dict[str, Any]:
 def test_extras_are_for_users_only() -> None:
     provided = distribution("airflow-mlbatch").metadata.get_all("Provides-Extra") or ()
     assert set(provided) == EXTRAS
-    assert set(project()["dependency-groups"]) == {"test", "system", "lint", "bench", "docs"}
+    assert set(project()["dependency-groups"]) == {
+        "test",
+        "system",
+        "lint",
+        "bench",
+        "browser",
+        "docs",
+    }
 
 
 def test_the_demonstration_includes_the_server() -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from airflow_mlbatch.protocol.results import (
         BatchResults,
         BatchStatus,
+        BeginningSink,
         RecordBlock,
         RecordResult,
     )
@@ -381,6 +382,22 @@ class MLBatchHook(PublishingMethods, BaseHook):
                 take,
                 partial=partial,
                 restart=restart,
+            )
+        )
+
+    def read_first_results(
+        self, service_name: str, service_version: str, execution_id: str, max_bytes: int
+    ) -> BeginningSink:
+        """The first records, and the rest of the reply left unread.
+
+        :param max_bytes: how much of the results to read; a running batch shows what it has
+        :return: what was read: ``blocks`` of records, their ``count``, ``bytes_read``, and whether
+            that was the ``is_whole`` document
+        """
+        service = self.get_service(service_name, service_version)
+        return self.run(
+            self.flows.read_first_results(
+                service_name, service_version, execution_id, service.outputs, max_bytes
             )
         )
 

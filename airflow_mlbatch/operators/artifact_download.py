@@ -13,7 +13,7 @@ from airflow_mlbatch.errors import InputError, ReplyTooLargeError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors, completed
 from airflow_mlbatch.hooks.timing import Timing
-from airflow_mlbatch.links import BatchExecutionLink, batch_url
+from airflow_mlbatch.links import BatchExecutionLink, checked_id, note_batch
 from airflow_mlbatch.operators.batch_results import attempt_of
 from airflow_mlbatch.operators.locations import location
 from airflow_mlbatch.operators.rendered import as_list, as_whole_number
@@ -100,7 +100,7 @@ class ArtifactDownloadOperator(BaseOperator):
         self.max_connections = max_connections
         self.max_xcom_bytes = max_xcom_bytes
         self.mlbatch_conn_id = mlbatch_conn_id
-        self.batch_url = ""
+        self.linked_execution_id = ""
         self._most_bytes = MIB
 
     def execute(self, context: Context) -> Any:
@@ -113,9 +113,8 @@ class ArtifactDownloadOperator(BaseOperator):
             hook = MLBatchHook(
                 self.mlbatch_conn_id, max_connections=connections, timing=self.timing
             )
-            self.batch_url = batch_url(
-                hook.url, self.service_name, self.service_version, self.execution_id
-            )
+            self.linked_execution_id = checked_id(self.execution_id)
+            note_batch(context, self)
             try:
                 indexes = self._known_indexes(hook, wanted)
                 if self.dest is None:

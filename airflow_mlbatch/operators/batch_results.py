@@ -14,7 +14,7 @@ from airflow_mlbatch.batch_task import BatchTask, owner_of
 from airflow_mlbatch.errors import InputError, RecordsFailedError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import completed
-from airflow_mlbatch.links import BatchExecutionLink, is_id
+from airflow_mlbatch.links import BatchExecutionLink, is_id, note_batch
 from airflow_mlbatch.operators.assets import emit, with_outlet
 from airflow_mlbatch.operators.locations import comparable, location, paths_told
 from airflow_mlbatch.operators.rendered import (
@@ -235,7 +235,10 @@ class BatchResultsOperator(BatchTask, BaseOperator):
             policy = FailurePolicy(self.max_failed_records)
             self._check()
             most = as_whole_number("max_xcom_records", self.max_xcom_records)
-            total = self._complete() if self._has_batch() else 0
+            has_batch = self._has_batch()
+            if has_batch:
+                note_batch(context, self)
+            total = self._complete() if has_batch else 0
             if self.output_path is None and total > most:
                 raise InputError(
                     f"max_xcom_records: found {total:,} records, expected at most {most:,}; "
@@ -248,6 +251,8 @@ class BatchResultsOperator(BatchTask, BaseOperator):
                 if self.output_path is None:
                     return self._to_xcom(service, policy, rescored)
                 table = self._to_table(context, service, policy, rescored)
+                if has_batch:
+                    note_batch(context, self, failed=table.counts.failed)
             except RecordsFailedError as error:
                 # The same results would be judged in the same way.
                 error.is_permanent = not self._tries

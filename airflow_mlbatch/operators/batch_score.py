@@ -25,7 +25,8 @@ from airflow_mlbatch.errors import (
 )
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import completed, status_of_event
-from airflow_mlbatch.links import BatchExecutionLink
+from airflow_mlbatch.links import BatchExecutionLink, note_batch
+from airflow_mlbatch.links.batch_note import STARTED_KEY
 from airflow_mlbatch.operators.empty import OnEmpty, check_on_empty, judge_empty
 from airflow_mlbatch.operators.locations import location
 from airflow_mlbatch.operators.rendered import (
@@ -353,6 +354,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             )
         self._running(submitted.execution_id)
         context["ti"].xcom_push(key=EXECUTION_ID_KEY, value=submitted.execution_id)
+        note_batch(context, self, STARTED_KEY, submitted_at=submitted.submitted_at, count=count)
         if self._is_unwanted:
             self._cancel_once(submitted.execution_id)
             raise BatchError(f"execution {submitted.execution_id} had just been started")

@@ -18,6 +18,7 @@ import msgspec
 
 from airflow_mlbatch.errors import ContractError
 from airflow_mlbatch.protocol.documents import document, lower_keys
+from airflow_mlbatch.protocol.messages import KIB
 from airflow_mlbatch.protocol.scan import BatchScanner
 from airflow_mlbatch.protocol.services import Parameter
 from airflow_mlbatch.protocol.states import BatchState
@@ -27,6 +28,7 @@ from airflow_mlbatch.protocol.values import Misfit
 __all__ = [
     "BatchResults",
     "BatchStatus",
+    "BeginningSink",
     "FailureSink",
     "RecordBlock",
     "RecordResult",
@@ -272,6 +274,45 @@ class ResultsSink:
         block = self._decoder.decode(items, self.count)
         self.count += len(block)
         self._take(block)
+
+
+class BeginningSink:
+    """Reads the first records of a batch document and hangs up.
+
+    :param outputs: the declared outputs; ``None`` takes every value as it came
+    :param max_bytes: where reading stops; the piece that passes it is the last one
+    """
+
+    def __init__(self, outputs: Sequence[Parameter] | None, max_bytes: int) -> None:
+        self._decoder = _BlockDecoder(outputs)
+        self._scanner = BatchScanner(take_items=self._take_items, block=_FIRST_BLOCK)
+        self._max_bytes = max_bytes
+        self.blocks: list[RecordBlock] = []
+        self.count = 0
+        self.bytes_read = 0
+        self.is_whole = False
+
+    def feed(self, data: bytes) -> bool:
+        self.bytes_read += len(data)
+        self._scanner.feed(data)
+        return self.bytes_read >= self._max_bytes
+
+    def close(self) -> None:
+        """The document ended before the limit.
+
+        :raises ContractError: it is not whole
+        """
+        self._scanner.close()
+        self.is_whole = True
+
+    def _take_items(self, items: bytes) -> None:
+        block = self._decoder.decode(items, self.count)
+        self.count += len(block)
+        self.blocks.append(block)
+
+
+# Small, so that few of the records that were read are left in an unfinished block.
+_FIRST_BLOCK = 32 * KIB
 
 
 class _BlockDecoder:

@@ -48,9 +48,10 @@ class BatchScanner:
 
     :param take_items: called with the text of a JSON list of whole records; it raises one of
         ``NOT_JSON`` when the text was cut wrongly. ``None`` skips the records.
+    :param block: bytes of records that are gathered before they are handed on
     """
 
-    def __init__(self, take_items: Callable[[bytes], None] | None) -> None:
+    def __init__(self, take_items: Callable[[bytes], None] | None, *, block: int = _BLOCK) -> None:
         self.fields: dict[str, Any] = {}
         self._take_items = take_items
         self._buffer = bytearray()
@@ -58,7 +59,7 @@ class BatchScanner:
         self._key = ""
         self._depth = 0
         self._is_in_text = False
-        self._threshold = _BLOCK
+        self._block = self._threshold = block
         self._is_first = True
 
     def feed(self, data: bytes) -> None:
@@ -186,7 +187,7 @@ class BatchScanner:
         if len(self._buffer) < self._threshold and not is_last:
             return False
         if self._cut_near_the_end() or self._cut_exactly():
-            self._threshold = _BLOCK
+            self._threshold = self._block
             return True
         if len(self._buffer) > _MAX_RECORD:
             raise self._bad(f"a record of more than {_MAX_RECORD:,} bytes")

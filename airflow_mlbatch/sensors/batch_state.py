@@ -26,7 +26,7 @@ from airflow_mlbatch.batch_task import BatchTask
 from airflow_mlbatch.errors import BatchFailedError, BatchTimeoutError, MLBatchError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors, completed, status_of_event, summary
-from airflow_mlbatch.links import BatchExecutionLink
+from airflow_mlbatch.links import BatchExecutionLink, note_batch
 from airflow_mlbatch.protocol.results import BatchStatus
 from airflow_mlbatch.triggers import BatchStateTrigger
 from airflow_mlbatch.triggers.deferral import is_out_of_time, time_left
@@ -110,7 +110,9 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
         :raises TaskDeferred: the batch still runs and the sensor is deferrable
         """
         with _sensor_errors():
-            self._link_to(self.execution_id)
+            if not self.linked_execution_id:
+                self._link_to(self.execution_id)
+                note_batch(context, self)
             deadline, limited_by = self._deadline(context)
             try:
                 status = self._status()

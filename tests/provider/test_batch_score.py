@@ -16,6 +16,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowSkipException,
     TaskDeferred,
 )
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_1_PLUS
 from airflow.sdk import DAG
 from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR, TriggerFailureReason
 
@@ -58,8 +59,44 @@ def test_records(hook: MLBatchHook, context: dict[str, Any], records: Any) -> No
     execution_id = score(records=records).execute(context)
     assert execution_id is not None
     assert results_of(hook, execution_id) == [2.0, 4.0]
-    assert context["ti"].pushed["mlbatch_execution_id"] == execution_id
-    assert context["ti"].pushed["mlbatch_batch"]["execution_id"] == execution_id
+    pushed = context["ti"].pushed
+    assert pushed["mlbatch_batch"]["execution_id"] == execution_id
+    assert pushed["mlbatch_execution_id"] == execution_id
+    # What the page about the batch goes by, and its address.
+    note = pushed["mlbatch_started_batch"]
+    assert note.pop("submitted_at") == pytest.approx(time.time(), abs=3600)
+    assert note == {
+        "conn_id": "mlbatch_default",
+        "service_name": "double",
+        "service_version": "1",
+        "execution_id": execution_id,
+        "count": 2,
+    }
+    page = "mlbatch/dags/dag/runs/run/tasks/task/-1"
+    assert pushed["_link_BatchExecutionLink"] == (page if AIRFLOW_V_3_1_PLUS else "")
+
+
+def test_no_link_where_the_pages_are_switched_off(
+    context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__MLBATCH__UI_ENABLED", "False")
+    operator = score(records=[{"x": 1}])
+    operator.execute(context)
+    assert context["ti"].pushed["_link_BatchExecutionLink"] == ""
+    (link,) = operator.operator_extra_links
+    assert link.get_link(operator, ti_key=context["ti"]) == ""
+
+
+@pytest.mark.skipif(not AIRFLOW_V_3_1_PLUS, reason="the pages are off on Airflow 3.0")
+def test_the_link_escapes_what_an_address_cannot_hold(context: dict[str, Any]) -> None:
+    ti = context["ti"]
+    ti.dag_id, ti.run_id, ti.map_index = "a dag", "manual__2026-01-01T00:00:00+00:00", 7
+    operator = score(records=[{"x": 1}])
+    operator.execute(context)
+    (link,) = operator.operator_extra_links
+    assert link.get_link(operator, ti_key=ti) == (
+        "mlbatch/dags/a%20dag/runs/manual__2026-01-01T00%3A00%3A00%2B00%3A00/tasks/task/7"
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +176,7 @@ def test_a_version_that_native_rendering_made_a_number_of(
         operator.execute(context)
     event = json.loads(json.dumps(fire(deferred.value.trigger).payload))
     operator.execute_complete(context, event)
-    assert operator.batch_url.endswith(f"/api/slow/1/batch/{event['execution_id']}")
+    assert operator.linked_execution_id == event["execution_id"]
 
 
 @pytest.mark.parametrize(
@@ -279,7 +316,7 @@ def test_waits(hook: MLBatchHook, context: dict[str, Any], deferrable: bool, mar
         event = json.loads(json.dumps(fire(deferred.value.trigger).payload))
         resumed = make()
         execution_id = resumed.execute_complete(context, event, **deferred.value.kwargs)
-        assert resumed.batch_url.endswith(f"/batch/{execution_id}")
+        assert resumed.linked_execution_id == execution_id
     else:
         opened = threading.Timer(0.3, gate.touch)
         opened.start()
@@ -345,7 +382,7 @@ def test_the_link_stays_where_a_deferred_wait_fails(
     operator = score(records=[{"x": 1}], wait_for_completion=True, deferrable=True)
     with pytest.raises((MLBatchError, AirflowException)):
         operator.execute_complete(context, event_of("some-id", error))
-    assert operator.batch_url.endswith("/api/double/1/batch/some-id")
+    assert operator.linked_execution_id == "some-id"
 
 
 OUT_OF_TIME = (TRIGGER_FAIL_REPR, {"error": TriggerFailureReason.TRIGGER_TIMEOUT.value})

@@ -172,7 +172,7 @@ def run(make: Callable[[], Any], context: dict[str, Any], seen: Seen, timing: Ti
         finally:
             fields = {name: getattr(operator, name) for name in operator.template_fields}
             seen.see(fields)
-            seen.see(getattr(operator, "batch_url", ""))
+            seen.see(getattr(operator, "linked_execution_id", ""))
 
 
 def call_hook(seen: Seen, timing: Timing) -> None:

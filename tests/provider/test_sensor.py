@@ -327,7 +327,7 @@ def test_the_link_stays_where_a_deferred_wait_fails(
     sensor = sensor_for("some-id", "deferrable")
     with pytest.raises((MLBatchError, AirflowException)):
         sensor.execute_complete(context, event_of("some-id", error))
-    assert sensor.batch_url.endswith("/api/slow/1/batch/some-id")
+    assert sensor.linked_execution_id == "some-id"
 
 
 def test_the_deferral_has_its_deadline_in_the_trigger(

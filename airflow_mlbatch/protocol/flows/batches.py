@@ -22,6 +22,7 @@ from airflow_mlbatch.protocol.flows.session import NO_LIMIT, Session, discreet, 
 from airflow_mlbatch.protocol.messages import Flow, Now, Report, Sink, Wait
 from airflow_mlbatch.protocol.results import (
     BatchStatus,
+    BeginningSink,
     FailureSink,
     RecordBlock,
     ResultsSink,
@@ -205,6 +206,29 @@ class BatchFlows(Session):
         return status
 
     @discreet
+    def read_first_results(
+        self,
+        service_name: str,
+        service_version: str,
+        execution_id: str,
+        outputs: Sequence[Parameter] | None,
+        max_bytes: int,
+    ) -> Flow[BeginningSink]:
+        """Read the first records of an execution, as far as some bytes of its results go.
+
+        :param max_bytes: where reading stops, whatever the size of the batch
+        """
+        reply = yield from self._call(
+            routes.BATCH,
+            _execution(service_name, service_version, execution_id),
+            query=_partial(True),
+            open_sink=lambda: BeginningSink(outputs, max_bytes),
+            max_body=NO_LIMIT,
+        )
+        beginning: BeginningSink = reply.sink
+        return beginning
+
+    @discreet
     def cancel_batch(
         self, service_name: str, service_version: str, execution_id: str
     ) -> Flow[bool]:
@@ -259,7 +283,7 @@ class BatchFlows(Session):
             named,
             open_sink=open_sink,
             max_body=NO_LIMIT if max_body is None else max_body,
-            is_small=False,
+            is_small=max_body is not None,
         )
         return reply.body
 

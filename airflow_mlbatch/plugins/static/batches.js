@@ -1,0 +1,196 @@
+// The list of batches: newest first, in pages, live.
+
+import {
+  NONE,
+  ask,
+  badge,
+  count,
+  duration,
+  h,
+  percent,
+  rate,
+  repeat,
+  setText,
+  taskBadge,
+  taskPath,
+  when,
+} from "./dom.js";
+
+const STATES = ["running", "deferred", "success", "failed", "up_for_retry", "up_for_reschedule", "skipped"];
+const SLOW_SECONDS = 15;
+const HEADS = [
+  "Dag",
+  "Run",
+  "Task",
+  "Service",
+  "Task state",
+  "Batch",
+  "Progress",
+  "Done",
+  "Failed",
+  "Total",
+  "Rate",
+  "Time left",
+  "Submitted",
+  "Duration",
+];
+
+const page = document.getElementById("page");
+const chosen = { dag_id: "", service: "", state: "", offset: 0 };
+const rows = new Map();
+let again = () => {};
+
+const selects = {
+  dag_id: select("dag_id", "Dag"),
+  service: select("service", "Service"),
+  state: select("state", "Task state"),
+};
+const body = h("tbody");
+const caption = h("caption", {}, "Batches");
+const problem = h("p", { class: "problem", role: "alert", hidden: true });
+const back = h("button", { type: "button", disabled: true }, "Newer");
+const on = h("button", { type: "button", disabled: true }, "Older");
+const region = { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of batches" };
+page.replaceChildren(
+  h("h1", {}, "Batches"),
+  h("div", { class: "tools", role: "search" }, ...Object.values(selects).map((each) => each.label)),
+  problem,
+  h(
+    "div",
+    region,
+    h(
+      "table",
+      {},
+      caption,
+      h("thead", {}, h("tr", {}, ...HEADS.map((head) => h("th", { scope: "col" }, head)))),
+      body,
+    ),
+  ),
+  h("div", { class: "pager" }, back, on),
+);
+setOptions(selects.state, STATES);
+let pageSize = 25;
+back.addEventListener("click", () => turn(-pageSize));
+on.addEventListener("click", () => turn(pageSize));
+
+function select(name, words) {
+  const found = h("select", { id: name }, h("option", { value: "" }, "all"));
+  found.addEventListener("change", () => {
+    chosen[name] = found.value;
+    chosen.offset = 0;
+    again();
+  });
+  return { select: found, label: h("label", {}, `${words} `, found) };
+}
+
+function setOptions({ select: list }, values) {
+  const present = [...list.options].slice(1).map((option) => option.value);
+  if (present.join("\n") === values.join("\n")) return;
+  const value = list.value;
+  list.replaceChildren(
+    h("option", { value: "" }, "all"),
+    ...values.map((each) => h("option", { value: each }, each.replaceAll("_", " "))),
+  );
+  list.value = values.includes(value) ? value : "";
+}
+
+function turn(by) {
+  chosen.offset = Math.max(0, chosen.offset + by);
+  again();
+}
+
+async function look() {
+  const query = new URLSearchParams(Object.entries(chosen).filter(([, value]) => value));
+  let told;
+  try {
+    told = await ask(`list?${query}`);
+  } catch (found) {
+    problem.hidden = false;
+    setText(problem, found.message);
+    return found.status === 401 ? null : SLOW_SECONDS;
+  }
+  problem.hidden = true;
+  show(told);
+  const isLive = told.batches.some((each) => each.progress && !each.progress.is_ended);
+  return isLive ? told.interval : SLOW_SECONDS;
+}
+
+function show(told) {
+  pageSize = told.page_size;
+  setOptions(selects.dag_id, told.dags);
+  setOptions(selects.service, told.services);
+  const first = told.batches.length ? chosen.offset + 1 : 0;
+  const last = chosen.offset + told.batches.length;
+  setText(caption, `Batches ${count(first)} to ${count(last)} of ${count(told.total)}, newest first`);
+  back.disabled = chosen.offset === 0;
+  on.disabled = last >= told.total;
+  const wanted = told.batches.map((each) => {
+    const path = taskPath(each.task);
+    if (!rows.has(path)) rows.set(path, newRow(each, path));
+    const row = rows.get(path);
+    update(row, each);
+    return row.element;
+  });
+  if (wanted.length === 0) {
+    const words = "No batches that you may see. A task is listed here once it has started one.";
+    body.replaceChildren(h("tr", {}, h("td", { colspan: HEADS.length }, words)));
+    return;
+  }
+  const isSame = wanted.length === body.children.length && wanted.every((e, i) => e === body.children[i]);
+  // Rows stay where they are while their numbers change: focus and selection are not lost.
+  if (!isSame) body.replaceChildren(...wanted);
+}
+
+function newRow({ task, batch }, path) {
+  const cells = {};
+  for (const name of ["task", "state", "done", "failed", "total", "rate", "left", "duration"]) {
+    cells[name] = h("td", { class: ["task", "state"].includes(name) ? "" : "number" });
+  }
+  const mapped = task.map_index >= 0 ? ` [${task.map_index}]` : "";
+  const name = `${task.task_id}${mapped}`;
+  cells.bar = h("progress", { max: "1", value: "0", "aria-label": `Progress of ${name}` });
+  cells.share = h("span", { class: "muted" });
+  const service = batch ? `${batch.service_name} ${batch.service_version}` : NONE;
+  const element = h(
+    "tr",
+    {},
+    h("td", { class: "long" }, task.dag_id),
+    h("td", { class: "long" }, task.run_id),
+    h("th", { scope: "row" }, h("a", { href: path }, name)),
+    h("td", {}, service),
+    cells.task,
+    cells.state,
+    h("td", { class: "progress" }, cells.bar, " ", cells.share),
+    cells.done,
+    cells.failed,
+    cells.total,
+    cells.rate,
+    cells.left,
+    h("td", {}, when(batch ? batch.submitted_at : task.start)),
+    cells.duration,
+  );
+  return { element, cells };
+}
+
+function update({ cells }, { task, batch, progress, failed }) {
+  const word = taskBadge(task.state);
+  if (cells.task.textContent !== word.textContent) cells.task.replaceChildren(word);
+  if (batch === null) return;
+  const total = progress.total ?? batch.count;
+  const state = badge(progress.state);
+  if (cells.state.textContent !== state.textContent) cells.state.replaceChildren(state);
+  cells.state.title = progress.problem ?? "";
+  cells.bar.max = total || 1;
+  cells.bar.value = progress.done ?? 0;
+  setText(cells.share, progress.done === null ? "" : percent(progress.done, total));
+  setText(cells.done, count(progress.done));
+  setText(cells.failed, count(failed));
+  setText(cells.total, count(total));
+  setText(cells.rate, rate(progress.rate));
+  setText(cells.left, progress.is_ended ? NONE : duration(progress.seconds_left));
+  const since = batch.submitted_at ?? task.start;
+  const until = task.end ?? (progress.is_ended ? null : Date.now() / 1000);
+  setText(cells.duration, since === null || until === null ? NONE : duration(until - since));
+}
+
+again = repeat(look);

@@ -1,0 +1,183 @@
+// The records that were read: a table in pages, a filter, and what their outputs look like.
+
+import { NONE, ask, count, h, valueText } from "./dom.js";
+import { counts, histogram } from "./chart.js";
+
+const PAGE = 50;
+const LONG = 200;
+const RETRY_SECONDS = 1.5;
+const PICTURE = /\.(png|jpe?g|gif|webp)$/i;
+
+export class Records {
+  constructor(path, section) {
+    this.path = path;
+    this.section = section;
+    this.onRead = () => {};
+    this.told = null;
+    this.onlyFailed = false;
+    this.page = 0;
+  }
+
+  /** How many failed, as far as that is known. */
+  failedText() {
+    if (this.told === null) return NONE;
+    const failed = this.told.records.filter((record) => !record.success).length;
+    if (this.told.is_whole) return count(failed);
+    return `${count(failed)} of the first ${count(this.told.records.length)}`;
+  }
+
+  async load() {
+    try {
+      this.told = await ask(`${this.path}/records`);
+    } catch (problem) {
+      if (problem.status === 503) setTimeout(() => this.load(), RETRY_SECONDS * 1000);
+      this.section.replaceChildren(
+        h("h2", {}, "Records"),
+        h("p", { class: "problem", role: "alert" }, problem.message),
+        this.readAgain(),
+      );
+      return;
+    }
+    this.page = 0;
+    this.onRead();
+    this.show();
+  }
+
+  readAgain() {
+    return h("button", { type: "button", onclick: () => this.load() }, "Read again");
+  }
+
+  show() {
+    const { records } = this.told;
+    const filter = h("input", { type: "checkbox", id: "only-failed", checked: this.onlyFailed });
+    filter.addEventListener("change", () => {
+      this.onlyFailed = filter.checked;
+      this.page = 0;
+      this.showTable();
+    });
+    this.table = h("div", {});
+    const tools = [filter, h("label", { for: "only-failed" }, "Only failed records"), this.readAgain()];
+    this.section.replaceChildren(
+      h("h2", {}, "Records"),
+      h("p", { class: "muted" }, this.extent()),
+      h("div", { class: "spread" }, ...this.spread()),
+      h("div", { class: "tools" }, ...tools),
+      this.table,
+    );
+    if (records.length === 0) this.section.querySelector(".tools").prepend("No records. ");
+    this.showTable();
+  }
+
+  extent() {
+    const { records, is_whole: isWhole, bytes_read: size } = this.told;
+    const kib = `${count(Math.ceil(size / 1024))} KiB`;
+    if (isWhole) return `${count(records.length)} records, all that the server has so far (${kib}).`;
+    if (records.length === 0) return `The first record is larger than the ${kib} that this page reads.`;
+    return (
+      `The first ${count(records.length)} records, from the ${kib} that this page reads of the results. ` +
+      "A results task writes all of them to a table."
+    );
+  }
+
+  /** Drawings and counts over the records that were read. */
+  spread() {
+    return this.told.outputs
+      .map(({ name }) => {
+        const values = this.told.records.map((record) => record.outputs[name]);
+        const isNumeric = values.some((value) => typeof value === "number");
+        return isNumeric ? histogram(name, values) : counts(name, values);
+      })
+      .filter((drawn) => drawn !== null);
+  }
+
+  showTable() {
+    const { records, outputs } = this.told;
+    const wanted = this.onlyFailed ? records.filter((record) => !record.success) : records;
+    const last = Math.max(0, Math.ceil(wanted.length / PAGE) - 1);
+    this.page = Math.min(this.page, last);
+    const shown = wanted.slice(this.page * PAGE, (this.page + 1) * PAGE);
+    const names = outputs.map((output) => output.name);
+    const heads = ["Index", ...names, "Success", "Error", "Console output", "Files"];
+    const what = this.onlyFailed ? "failed records" : "records";
+    const caption = `${count(wanted.length)} ${what}, page ${this.page + 1} of ${last + 1}`;
+    const region = { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of records" };
+    this.table.replaceChildren(
+      h(
+        "div",
+        region,
+        h(
+          "table",
+          {},
+          h("caption", {}, caption),
+          h("thead", {}, h("tr", {}, ...heads.map((head) => h("th", { scope: "col" }, head)))),
+          h("tbody", {}, ...shown.map((record) => this.row(record, names))),
+        ),
+      ),
+      this.pager(last),
+    );
+  }
+
+  row(record, names) {
+    const values = names.map((name) => {
+      const value = record.outputs[name];
+      const kind = typeof value === "number" ? "number" : "";
+      return h("td", { class: kind }, longText(valueText(value)));
+    });
+    return h(
+      "tr",
+      { class: record.success ? "" : "failed" },
+      h("th", { scope: "row", class: "number" }, String(record.index)),
+      ...values,
+      h("td", {}, record.success ? "yes" : "no"),
+      h("td", {}, longText(record.error ?? "")),
+      h("td", {}, record.console ? h("pre", {}, longText(record.console)) : ""),
+      h("td", {}, ...record.artifacts.map((name) => this.file(record, name))),
+    );
+  }
+
+  file(record, name) {
+    const href = `${this.path}/records/${record.index}/files/${encodeURIComponent(name)}`;
+    if (!PICTURE.test(name)) return h("a", { href, download: name, class: "file" }, name);
+    // The server checks what it is; what is no picture is sent as a download, which no image shows.
+    const picture = h("img", { src: href, alt: name, loading: "lazy", width: "96", height: "72" });
+    const open = h("button", { type: "button", class: "picture", "aria-label": `Open ${name}` }, picture);
+    picture.addEventListener("error", () => {
+      open.replaceWith(h("a", { href, download: name, class: "file" }, name));
+    });
+    open.addEventListener("click", () => this.open(href, name, record.index));
+    return open;
+  }
+
+  open(href, name, index) {
+    const close = h("button", { type: "button", autofocus: true }, "Close");
+    const title = h("h2", { id: "picture-title" }, `${name}, record ${index}`);
+    const picture = h("img", { src: href, alt: name, class: "full" });
+    const dialog = h("dialog", { "aria-labelledby": "picture-title" }, title, picture, close);
+    close.addEventListener("click", () => dialog.close());
+    dialog.addEventListener("close", () => dialog.remove());
+    document.body.append(dialog);
+    dialog.showModal();
+  }
+
+  pager(last) {
+    const go = (by) => () => {
+      this.page += by;
+      this.showTable();
+    };
+    const back = { type: "button", onclick: go(-1), disabled: this.page === 0 };
+    const on = { type: "button", onclick: go(1), disabled: this.page >= last };
+    return h(
+      "div",
+      { class: "pager" },
+      h("button", back, "Previous page"),
+      h("button", on, "Next page"),
+    );
+  }
+}
+
+/** A text that is folded where it is long. */
+function longText(text) {
+  if (text.length <= LONG) return text;
+  const more = `${text.slice(0, LONG)}… (${count(text.length)} characters)`;
+  return h("details", {}, h("summary", {}, more), text);
+}
