@@ -87,7 +87,11 @@ def from_columns(folder: Path, kind: TypeName, cells: list[str]) -> list[Any]:
 
 
 def from_pandas(folder: Path, kind: TypeName, cells: list[str]) -> list[Any]:
-    return sent(kind, pd.DataFrame({"x": python_values(cells)}))
+    found = python_values(cells)
+    # Older pandas cannot hold such a number in a column of numbers.
+    is_huge = any(isinstance(value, int) and abs(value) > 1e308 for value in found)
+    column = pd.Series(found, dtype=object if is_huge else None)
+    return sent(kind, pd.DataFrame({"x": column}))
 
 
 def by_the_server(folder: Path, kind: TypeName, cells: list[str]) -> list[Any]:

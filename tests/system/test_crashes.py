@@ -13,7 +13,7 @@ from tests.system.conftest import Case
 
 pytestmark = [pytest.mark.system, pytest.mark.quick, pytest.mark.timeout(900)]
 
-BATCHES, START, STATE = "/batch$", r"/batch\?", r"/batch/[^/]+"
+BATCHES, START, STATE = r"/batch(\?|$)", r"/batch\?", r"/batch/[^/]+"
 # Much of a case is waiting for Airflow.
 AT_ONCE = 4
 
