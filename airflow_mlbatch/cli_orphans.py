@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -23,6 +24,8 @@ def sweep(options: argparse.Namespace, on_progress: Callable[[int, int], None]) 
     :return: a line for each of them, and one with their number
     :raises MLBatchError: an option makes no sense, or one of the servers cannot be asked
     """
+    # Airflow logs to the standard output, where the list goes, each connection that it looks up.
+    logging.getLogger("airflow").setLevel(logging.WARNING)
     with closing(_hook(options)) as hook, closing(_airflow(options.airflow_url)) as airflow:
         records = ApiRecords(airflow, options.dag_id, options.task_id, on_progress)
         service = (options.service, options.service_version)
