@@ -79,8 +79,9 @@ class BatchTask:
 
     def _link_to(self, execution_id: str) -> None:
         self.linked_execution_id = checked_id(execution_id)
-        # The connection is read now: on_kill is a signal handler and cannot ask Airflow for it.
-        assert self.hook.url
+        # The connection is read now: on_kill is a signal handler and cannot ask Airflow for it. Not in
+        # an assert, which `python -O` leaves out.
+        _ = self.hook.url
 
     def _begin(self, ti: Any) -> None:
         """Start a segment of the task: nothing has been killed or cancelled yet."""
