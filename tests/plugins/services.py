@@ -52,8 +52,8 @@ def cars(x: float) -> dict[str, object]:
     return {"y": x**0.5, "isLarge": x > 10, "kind": "even" if x % 2 == 0 else "odd"}
 
 
-@service("gated", version="1", inputs={"gate": str, "x": float}, outputs={"y": float})
-def gated(gate: str | None, x: float) -> float:
+@service("held", version="1", inputs={"gate": str, "x": float}, outputs={"y": float})
+def held(gate: str | None, x: float) -> float:
     """Waits until the file of its gate is there, if it has one."""
     while gate is not None and not Path(os.environ["MLBATCH_TEST_GATES"], gate).exists():
         time.sleep(0.02)

@@ -145,14 +145,14 @@ def test_a_note_that_makes_no_sense_is_none(pages: Pages, make_task: MakeTask, n
 @pytest.fixture
 def running(hook: MLBatchHook, make_task: MakeTask) -> Any:
     """A batch that does not end by itself, and its task."""
-    execution_id = hook.start_batch("gated", "1", {"gate": ["never"], "x": [1.0]})
-    task = make_task(note=note_of("gated", execution_id), state="running")
+    execution_id = hook.start_batch("held", "1", {"gate": ["never"], "x": [1.0]})
+    task = make_task(note=note_of("held", execution_id), state="running")
     yield execution_id, task
-    hook.cancel_batch("gated", "1", execution_id)
+    hook.cancel_batch("held", "1", execution_id)
 
 
 def is_there(hook: MLBatchHook, execution_id: str) -> bool:
-    return execution_id in hook.list_batch_executions("gated", "1")
+    return execution_id in hook.list_batch_executions("held", "1")
 
 
 def test_a_batch_is_cancelled(pages: Pages, hook: MLBatchHook, running: Any) -> None:

@@ -57,8 +57,8 @@ def test_a_running_batch_moves_and_is_cancelled(
     browser: Any, api_server: str, hook: MLBatchHook, gates: Path, make_task: MakeTask
 ) -> None:
     inputs = {"gate": [None, "move", "never"], "x": [1.0, 2.0, 3.0]}
-    execution_id = hook.start_batch("gated", "1", inputs)
-    task = make_task(note=note_of("gated", execution_id, count=3), state="deferred", map_index=4)
+    execution_id = hook.start_batch("held", "1", inputs)
+    task = make_task(note=note_of("held", execution_id, count=3), state="deferred", map_index=4)
     log_in(browser, api_server, token_of("ada"))
     browser.get(f"{api_server}/{task.path}")
     shows(browser, "1 of 3 (33 %)", "running", "mlbatch_default", "[4]")
@@ -67,11 +67,11 @@ def test_a_running_batch_moves_and_is_cancelled(
     click(browser, "Cancel batch…")
     shows(browser, "Cancel this batch?")
     click(browser, "Keep it")
-    assert execution_id in hook.list_batch_executions("gated", "1")
+    assert execution_id in hook.list_batch_executions("held", "1")
     click(browser, "Cancel batch…")
     click(browser, "Cancel the batch")
     shows(browser, "gone", "does not have this batch any more")
-    assert execution_id not in hook.list_batch_executions("gated", "1")
+    assert execution_id not in hook.list_batch_executions("held", "1")
     assert violations(browser) == []
 
 

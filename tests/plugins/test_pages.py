@@ -67,8 +67,8 @@ def test_a_complete_batch(
 
 
 def test_a_running_batch_has_a_rate(pages: Pages, hook: MLBatchHook, make_task: MakeTask) -> None:
-    execution_id = hook.start_batch("gated", "1", {"gate": [None, "never"], "x": [1.0, 2.0]})
-    task = make_task(note=note_of("gated", execution_id, count=2), state="deferred")
+    execution_id = hook.start_batch("held", "1", {"gate": [None, "never"], "x": [1.0, 2.0]})
+    task = make_task(note=note_of("held", execution_id, count=2), state="deferred")
 
     def half_way() -> Any:
         progress = status_of(pages, task.path)["progress"]
@@ -78,7 +78,7 @@ def test_a_running_batch_has_a_rate(pages: Pages, hook: MLBatchHook, make_task: 
     assert progress["state"] in ("inProgress", "inprogress")
     assert progress["rate"] is not None
     assert progress["samples"][-1][1] == 1
-    hook.cancel_batch("gated", "1", execution_id)
+    hook.cancel_batch("held", "1", execution_id)
 
 
 def test_a_server_that_is_down_is_a_sentence(
@@ -175,11 +175,11 @@ def test_many_viewers_share_one_poll_an_interval(
     server: RunningServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    execution_id = hook.start_batch("gated", "1", {"gate": ["never"], "x": [1.0]})
+    execution_id = hook.start_batch("held", "1", {"gate": ["never"], "x": [1.0]})
     with scoring_proxy(server.url) as proxy:
         address = connection_to(f"http://127.0.0.1:{proxy.port}", server.password)
         monkeypatch.setenv("AIRFLOW_CONN_PROXY", address)
-        note = {**note_of("gated", execution_id), "conn_id": "proxy"}
+        note = {**note_of("held", execution_id), "conn_id": "proxy"}
         task = make_task(note=note, state="deferred")
         started = time.monotonic()
 
@@ -197,7 +197,7 @@ def test_many_viewers_share_one_poll_an_interval(
         intervals = (time.monotonic() - started) / INTERVAL_SECONDS
         polls = len(proxy.passed("GET", "/batch/"))
         assert 1 <= polls <= intervals + 1
-    hook.cancel_batch("gated", "1", execution_id)
+    hook.cancel_batch("held", "1", execution_id)
 
 
 # --- the list ------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_the_list_shows_nothing_of_other_dags(
 
 def test_filters(pages: Pages, make_task: MakeTask) -> None:
     make_task("one", note=note_of("cars", "a"), state="success")
-    make_task("one", note=note_of("gated", "b"), state="failed")
+    make_task("one", note=note_of("held", "b"), state="failed")
     make_task("two", note=note_of("cars", "c"), state="success")
     # Who waits for a batch or reads it is not listed once more.
     make_task("two", note=note_of("cars", "c"), key="mlbatch_watched_batch")
@@ -241,7 +241,7 @@ def test_filters(pages: Pages, make_task: MakeTask) -> None:
     assert ids("state=failed") == ["b"]
     assert ids("dag_id=one&service=cars&state=success") == ["a"]
     assert ids("service=%27%20OR%201=1") == []
-    assert listed(pages)["services"] == ["cars", "gated"]
+    assert listed(pages)["services"] == ["cars", "held"]
 
 
 def test_failed_records_are_those_that_a_results_task_counted(
