@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlbatch.errors import MLBatchError
@@ -36,6 +35,7 @@ from airflow_mlbatch.protocol.values import Misfit
 from airflow_mlbatch.server.folder import has_room
 from airflow_mlbatch.server.programs import Program
 from airflow_mlbatch.server.registry import load_services
+from airflow_mlbatch.server.signals import bear_sigterm
 from airflow_mlbatch.server.wire import LENGTH, Described, Hello, Outcome, Task, decode_task, frame
 
 if TYPE_CHECKING:
@@ -171,29 +171,13 @@ def _run(task: Task, scorer: _Scorer, line: socket.socket, limits: _Limits) -> b
 def _become_worker() -> None:
     sys.path.insert(0, os.getcwd())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _outlive(os.getpid()))
+    bear_sigterm()
     if hasattr(os, "setsid"):
         # A group of its own: what a service has started goes with the worker when it is killed.
         os.setsid()
     # What a library prints below Python goes to the log: stdout belongs to the ready line.
     os.dup2(2, 1)
     threading.Thread(target=_die_with_server, name="die-with-server", daemon=True).start()
-
-
-def _outlive(worker: int) -> Callable[[int, FrameType | None], None]:
-    """A handler that lets the server decide when this worker ends.
-
-    A signal for all processes at once must not fail the record: the server is told to stop, too, and
-    the next one has it scored. What a service starts is not spared: a program that it executes knows
-    no handler, and a child that it forks is recognised.
-    """
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != worker:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    return handle
 
 
 def _die_with_server() -> None:

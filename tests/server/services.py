@@ -99,6 +99,20 @@ def _terminate() -> str:
     return str(child.wait())
 
 
+def _fork_and_terminate() -> str:
+    # At once, while the child is being made. The first that does not hear it ends the trial.
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            time.sleep(30)
+            os._exit(0)
+        os.kill(child, signal.SIGTERM)
+        exit_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if exit_code != -signal.SIGTERM:
+            break
+    return str(exit_code)
+
+
 def _pool() -> str:
     # It ends its processes with a signal, and waits for them.
     with multiprocessing.get_context("fork").Pool(2) as pool:
@@ -139,6 +153,7 @@ MOODS: dict[str, Callable[[], Any]] = {
     "start and hang": _start_and_hang,
     "start a child": _start_child,
     "terminate": _terminate,
+    "fork and terminate": _fork_and_terminate,
     "pool": _pool,
     "hang": lambda: time.sleep(600),
     "undeclared": lambda: {"answer": "yes", "more": "no"},

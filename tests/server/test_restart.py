@@ -96,8 +96,10 @@ def test_a_call_that_a_stop_interrupts(tmp_path: Path) -> None:
 
 def test_what_a_service_starts_hears_its_signals() -> None:
     with running_server("--services", SERVICES, "--workers", "1") as server:
-        results = Api(server.url).score("moody", [{"mood": "terminate"}, {"mood": "pool"}])
-    assert [item["outputParameters"] for item in results] == [{"answer": "-15"}, {"answer": "3"}]
+        moods = ["terminate", "fork and terminate", "pool"]
+        results = Api(server.url).score("moody", [{"mood": mood} for mood in moods])
+    found = [item["outputParameters"] for item in results]
+    assert found == [{"answer": "-15"}, {"answer": "-15"}, {"answer": "3"}]
 
 
 def test_ctrl_c_while_it_starts(tmp_path: Path) -> None:
