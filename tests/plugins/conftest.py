@@ -167,6 +167,17 @@ class Task:
 MakeTask = Callable[..., Task]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_other_batches(airflow_database: str) -> None:
+    """Other tests of this process may have run whole Dags: what these have recorded goes."""
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import delete
+
+    with create_session() as session:
+        session.execute(delete(XComModel))
+
+
 @pytest.fixture
 def make_task(airflow_database: str) -> Iterator[MakeTask]:
     """Puts a Dag, a run, a task instance and its note into the database, as a worker leaves them."""
