@@ -3,6 +3,7 @@
 import {
   IS_FRAMED,
   NONE,
+  SLOW_SECONDS,
   airflowPath,
   ask,
   badge,
@@ -22,7 +23,6 @@ import { Records } from "./records.js";
 // The page's own address names the task: what it asks for lies below it.
 const PATH = location.pathname.slice(new URL(document.baseURI).pathname.length).replace(/\/$/, "");
 const FINAL = ["success", "failed", "skipped", "upstream_failed", "removed"];
-const SLOW_SECONDS = 15;
 
 const page = document.getElementById("page");
 const parts = build();

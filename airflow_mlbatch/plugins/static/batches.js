@@ -2,6 +2,7 @@
 
 import {
   NONE,
+  SLOW_SECONDS,
   ask,
   badge,
   count,
@@ -17,7 +18,6 @@ import {
 } from "./dom.js";
 
 const STATES = ["running", "deferred", "success", "failed", "up_for_retry", "up_for_reschedule", "skipped"];
-const SLOW_SECONDS = 15;
 const HEADS = [
   "Dag",
   "Run",

@@ -67,19 +67,32 @@ export async function ask(path, options = {}) {
   throw new Problem(reply.status, SENTENCES[reply.status] ?? words);
 }
 
-/** Runs a step again and again while the page is visible; the step returns the seconds until then. */
+// Between two polls where nothing changes soon: the batch has ended, or the server does not answer.
+export const SLOW_SECONDS = 15;
+
+/**
+ * Runs a step again and again while the page is visible. The step returns the seconds until the next
+ * one, or null for the last. What is returned runs it at once.
+ */
 export function repeat(step) {
   let timer = null;
   let isRunning = false;
+  let isWanted = false;
   async function run() {
     timer = null;
     if (isRunning || document.hidden) return;
     isRunning = true;
-    const seconds = await step();
+    let seconds;
+    do {
+      isWanted = false;
+      seconds = await step();
+      // What was chosen meanwhile is asked for at once.
+    } while (isWanted);
     isRunning = false;
     if (seconds !== null) timer = setTimeout(run, seconds * 1000);
   }
   function now() {
+    isWanted = true;
     clearTimeout(timer);
     run();
   }
