@@ -53,7 +53,7 @@ from airflow_mlbatch.protocol.submission import (
     read_note,
 )
 from airflow_mlbatch.triggers import BatchStateTrigger
-from airflow_mlbatch.triggers.deferral import is_out_of_time, time_left
+from airflow_mlbatch.triggers.deferral import Deadline, is_out_of_time
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -248,12 +248,11 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             self._check()
             self._running(note["execution_id"])
             now = time.time()
-            # Which limit it was is not handed on: the earlier one is that of the attempt.
-            ends_at, _ = self._deadline(float(note["submitted_at"]), math.inf)
-            limited_by = (
-                "timeout" if ends_at is not None and ends_at <= now else "execution_timeout"
-            )
-            completed(note["execution_id"], self._watch(note["execution_id"], now, limited_by))
+            # Which limit it was is not handed on: where it is not the task's, it is the attempt's.
+            own = self._deadline(float(note["submitted_at"]), math.inf)
+            limited_by = "timeout" if own.has_passed(now) else "execution_timeout"
+            status = self._watch(note["execution_id"], Deadline(now, limited_by))
+            completed(note["execution_id"], status)
             if not note.get("is_proven", True):
                 self._confirm(context, note["execution_id"])
         return self._succeeded(context)
@@ -396,7 +395,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         self._link_to(execution_id)
 
     def _wait(self, submitted: Submitted, started_at: float) -> None:
-        deadline, limited_by = self._deadline(submitted.submitted_at, started_at)
+        deadline = self._deadline(submitted.submitted_at, started_at)
         if self.deferrable:
             try:
                 status = self.hook.get_batch_status(
@@ -407,35 +406,35 @@ class BatchScoreOperator(BatchTask, BaseOperator):
                     raise
                 # The trigger forgives what may pass, as the watch below does.
                 self._log_report(Report(None, str(error)))
-                self._defer(submitted, deadline, limited_by)
+                self._defer(submitted, deadline)
             if not status.is_terminal:
-                self._defer(submitted, deadline, limited_by)
+                self._defer(submitted, deadline)
         else:
-            status = self._watch(submitted.execution_id, deadline, limited_by)
+            status = self._watch(submitted.execution_id, deadline)
         completed(submitted.execution_id, status)
 
-    def _watch(self, execution_id: str, deadline: float | None, limited_by: str) -> BatchStatus:
+    def _watch(self, execution_id: str, deadline: Deadline) -> BatchStatus:
         try:
             return self.hook.watch_batch(
                 self.service_name,
                 self.service_version,
                 execution_id,
                 poll_interval=self._pause,
-                deadline=deadline,
+                deadline=deadline.at,
                 on_report=self._log_report,
             )
         except BatchTimeoutError as error:
-            self._give_up(error, limited_by)
+            self._give_up(error, deadline.limited_by)
             raise
 
-    def _defer(self, submitted: Submitted, deadline: float | None, limited_by: str) -> NoReturn:
+    def _defer(self, submitted: Submitted, deadline: Deadline) -> NoReturn:
         trigger = BatchStateTrigger(
             service_name=self.service_name,
             service_version=self.service_version,
             execution_id=submitted.execution_id,
             mlbatch_conn_id=self.mlbatch_conn_id,
             poll_interval=self._pause,
-            deadline=deadline,
+            deadline=deadline.at,
             cancel_on_kill=self.cancel_on_kill,
         )
         self._has_deferred = self.cancel_on_kill
@@ -443,28 +442,18 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             trigger=trigger,
             method_name="execute_complete",
             kwargs={
-                "limited_by": limited_by,
+                "limited_by": deadline.limited_by,
                 "is_proven": submitted.is_proven,
                 "is_adopted": submitted.is_adopted,
             },
-            timeout=None if deadline is None else time_left(deadline),
+            timeout=deadline.backstop,
         )
         raise AssertionError("defer does not return")
 
-    def _deadline(self, submitted_at: float, started_at: float) -> tuple[float | None, str]:
-        """When to give up, in epoch seconds, and which argument says so.
-
-        Airflow does not enforce ``execution_timeout`` while a task is deferred, so it is part of it.
-        """
-        deadlines = {}
-        if self._limit is not None:
-            deadlines["timeout"] = submitted_at + self._limit
-        if self.deferrable and self.execution_timeout is not None:
-            deadlines["execution_timeout"] = started_at + self.execution_timeout.total_seconds()
-        if not deadlines:
-            return None, "timeout"
-        limited_by = min(deadlines, key=deadlines.__getitem__)
-        return deadlines[limited_by], limited_by
+    def _deadline(self, submitted_at: float, started_at: float) -> Deadline:
+        return Deadline.of_task(
+            self, waiting_since=submitted_at, timeout=self._limit, started_at=started_at
+        )
 
     def _give_up(self, error: BatchTimeoutError, limited_by: str) -> None:
         assert self.execution_id is not None

@@ -29,7 +29,7 @@ from airflow_mlbatch.hooks.outcomes import airflow_errors, completed, status_of_
 from airflow_mlbatch.links import BatchExecutionLink, note_batch
 from airflow_mlbatch.protocol.results import BatchStatus
 from airflow_mlbatch.triggers import BatchStateTrigger
-from airflow_mlbatch.triggers.deferral import is_out_of_time, time_left
+from airflow_mlbatch.triggers.deferral import Deadline, is_out_of_time
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -113,7 +113,7 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
             if not self.linked_execution_id:
                 self._link_to(self.execution_id)
                 note_batch(context, self)
-            deadline, limited_by = self._deadline(context)
+            deadline = self._deadline(context)
             try:
                 status = self._status()
             except MLBatchError as error:
@@ -122,21 +122,21 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
                 self.log.warning("poll of execution %s: %s", self.execution_id, error)
                 if self.deferrable:
                     # The trigger forgives what may pass.
-                    self._defer(deadline, limited_by)
+                    self._defer(deadline)
                 status = self.hook.poll_batch(
                     self.service_name,
                     self.service_version,
                     self.execution_id,
                     poll_interval=min(self.poke_interval, _LONGEST_PAUSE),
-                    deadline=deadline,
+                    deadline=deadline.at,
                     on_report=self._log_problem,
                 )
             self.log.info("execution %s: %s", self.execution_id, status)
             if status.is_terminal:
                 return PokeReturnValue(is_done=True, xcom_value=self._ended(status))
             if self.deferrable:
-                self._defer(deadline, limited_by)
-            if time.time() >= deadline:
+                self._defer(deadline)
+            if deadline.has_passed(time.time()):
                 # In the trigger's words: Airflow's own do not say how far the batch came.
                 raise BatchTimeoutError(
                     f"execution {self.execution_id} is not complete at the deadline: {status}"
@@ -166,9 +166,9 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
             # What Airflow's loop does about errors; soft_fail it sees to itself.
             if isinstance(error, MLBatchError) and self.silent_fail:
                 self.log.warning("watching execution %s: %s", self.execution_id, error)
-                if deadline is None:
-                    deadline, limited_by = self._deadline(context)
-                self._defer(deadline, limited_by)
+                self._defer(
+                    self._deadline(context) if deadline is None else Deadline(deadline, limited_by)
+                )
             if self.never_fail:
                 raise AirflowSkipException("Skipping due to never_fail is set to True.") from error
             raise
@@ -207,7 +207,7 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
             raise AirflowFailException(str(error)) from error
         return summary(self.execution_id, status)
 
-    def _defer(self, deadline: float, limited_by: str) -> NoReturn:
+    def _defer(self, deadline: Deadline) -> NoReturn:
         self._has_deferred = self.cancel_on_kill
         self.defer(
             trigger=BatchStateTrigger(
@@ -216,30 +216,26 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
                 execution_id=self.execution_id,
                 mlbatch_conn_id=self.mlbatch_conn_id,
                 poll_interval=self.poke_interval,
-                deadline=deadline,
+                deadline=deadline.at,
                 cancel_on_kill=self.cancel_on_kill,
             ),
             method_name="execute_complete",
-            kwargs={"deadline": deadline, "limited_by": limited_by},
-            timeout=time_left(deadline),
+            kwargs={"deadline": deadline.at, "limited_by": deadline.limited_by},
+            timeout=deadline.backstop,
         )
         raise AssertionError("defer does not return")
 
     # --- time ------------------------------------------------------------------------------------
 
-    def _deadline(self, context: Context) -> tuple[float, str]:
-        """When the sensor is too late, in epoch seconds, and which argument says so.
-
-        Airflow does not enforce ``execution_timeout`` while a task is deferred, so it is part of it.
-        """
+    def _deadline(self, context: Context) -> Deadline:
         if self._since is None:
             self._since = self._waiting_since(context)
-        deadlines = {"timeout": self._since + self.timeout}
-        if self.deferrable and self.execution_timeout is not None:
-            seconds = self.execution_timeout.total_seconds()
-            deadlines["execution_timeout"] = self._started_at + seconds
-        limited_by = min(deadlines, key=deadlines.__getitem__)
-        return deadlines[limited_by], limited_by
+        return Deadline.of_task(
+            self,
+            waiting_since=self._since,
+            timeout=self.timeout,
+            started_at=self._started_at,
+        )
 
     def _waiting_since(self, context: Context) -> float:
         """When the task began to wait for this batch, in epoch seconds.
