@@ -14,12 +14,14 @@ from airflow_mlbatch.links.batch_execution import BatchExecutionLink, page_of
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-__all__ = ["STARTED_KEY", "WATCHED_KEY", "note_batch"]
+__all__ = ["PLANNED_KEY", "STARTED_KEY", "WATCHED_KEY", "note_batch", "note_table"]
 
 # XCom keys: of the task that started the batch, and of those that wait for it or read its results. The
 # list of batches shows the first kind only.
 STARTED_KEY = "mlbatch_started_batch"
 WATCHED_KEY = "mlbatch_watched_batch"
+# Of the task that has cut a table into shards: the list shows the table in the place of its shards.
+PLANNED_KEY = "mlbatch_planned_table"
 
 
 def note_batch(context: Context, operator: Any, key: str = WATCHED_KEY, **more: Any) -> None:
@@ -41,3 +43,26 @@ def note_batch(context: Context, operator: Any, key: str = WATCHED_KEY, **more: 
     }
     ti.xcom_push(key=key, value=note)
     ti.xcom_push(key=BatchExecutionLink().xcom_key, value=page_of(operator, ti))
+
+
+def note_table(context: Context, operator: Any, *, rows: int, shards: int) -> None:
+    """Record that a table was cut into shards, whose tasks belong to the same task group.
+
+    :param operator: the ``plan`` of a task group; names connection, service, version and output path
+    :param rows: of the table
+    :param shards: how many there are
+    """
+    ti: Any = context["ti"]
+    prefix = ti.task_id.removesuffix("plan")
+    note = {
+        "conn_id": operator.mlbatch_conn_id,
+        "service_name": str(operator.service_name),
+        "service_version": str(operator.service_version),
+        "output_path": str(operator.output_path),
+        "rows": rows,
+        "shards": shards,
+        "score_task_id": f"{prefix}shards.score",
+        "write_task_id": f"{prefix}shards.write",
+        "commit_task_id": f"{prefix}commit",
+    }
+    ti.xcom_push(key=PLANNED_KEY, value=note)

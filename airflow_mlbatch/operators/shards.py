@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import BaseOperator, conf
 from airflow_mlbatch.errors import InputError, RecordsFailedError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors
+from airflow_mlbatch.links import note_table
 from airflow_mlbatch.operators.assets import emit, with_outlet
 from airflow_mlbatch.operators.batch_results import (
     BatchResultsOperator,
@@ -159,6 +160,7 @@ class ShardPlanOperator(BaseOperator):
             shards = plan_shards(row_count, size, most)
             types = self._check_columns(path, row_count)
             self._take_back()
+        note_table(context, self, rows=row_count, shards=len(shards))
         self.log.info("planned %s shards of %s rows", f"{len(shards):,}", f"{row_count:,}")
         return [
             {

@@ -7,8 +7,11 @@ application is made when an API server asks for it, and only then are FastAPI an
 module     subject
 ========== ======================================================================================
 app        the routes
+answers    what they answer with
 access     who may see and do what
 notes      which batch a task has to do with, as the task recorded it
+groups     a task group as one table that is being scored
+tables     rows of tables in storage: inputs, and what was written
 servers    one patient hook for each connection
 board      how far each batch is: one poll for all viewers
 records    the first records of a batch, without reading the rest

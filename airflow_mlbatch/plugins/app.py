@@ -7,18 +7,16 @@ Routes that ask a server are plain ``def``: they block a thread, not the event l
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-import msgspec
-from airflow.api_fastapi.app import get_auth_manager
 from fastapi import FastAPI, HTTPException, Path, Query, Request
 from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from airflow_mlbatch.errors import ExecutionNotFoundError, MLBatchError, NotFoundError
-from airflow_mlbatch.plugins import notes
+from airflow_mlbatch.errors import MLBatchError
+from airflow_mlbatch.plugins import groups, notes
 from airflow_mlbatch.plugins.access import (
     CANCELS,
     LOGGED_IN,
@@ -27,22 +25,35 @@ from airflow_mlbatch.plugins.access import (
     may_cancel,
     readable_dags,
 )
+from airflow_mlbatch.plugins.answers import (
+    as_json,
+    base_of,
+    batch_of,
+    explained,
+    guarded,
+    problem,
+    task_of,
+)
 from airflow_mlbatch.plugins.artifacts import MAX_BYTES, file_headers
 from airflow_mlbatch.plugins.board import INTERVAL_SECONDS, Board
 from airflow_mlbatch.plugins.notes import Batch, BatchTask
 from airflow_mlbatch.plugins.records import Beginnings
-from airflow_mlbatch.plugins.servers import BusyError, Servers, sentence
-from airflow_mlbatch.plugins.shell import CONTENT_SECURITY_POLICY, asset, message_page, page
+from airflow_mlbatch.plugins.servers import BusyError, Servers
+from airflow_mlbatch.plugins.shell import asset, page
+from airflow_mlbatch.plugins.tables import PAGE_ROWS, StoredTables, WrittenTable
 from airflow_mlbatch.protocol.results import BatchStatus
 
 __all__ = ["make_app"]
 
 TASK = "/dags/{dag_id}/runs/{run_id}/tasks/{task_id}/{map_index}"
+TABLE = "/dags/{dag_id}/runs/{run_id}/tables/{plan_task_id}"
 PAGE_SIZE = 25
+SHARDS_SIZE = 100
 # How long the first view of a batch waits for its first poll.
 _FIRST_LOOK_SECONDS = 2.0
 
 MapIndex = Annotated[int, Path(ge=-1)]
+Index = Annotated[int, Query(ge=0)]
 
 
 def make_app() -> FastAPI:
@@ -66,11 +77,13 @@ def make_app() -> FastAPI:
     app = FastAPI(
         title="mlbatch", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
     )
-    app.middleware("http")(_guarded)
-    app.exception_handler(AnyHTTPException)(_explained)
+    app.middleware("http")(guarded)
+    app.exception_handler(AnyHTTPException)(explained)
     _add_pages(app)
     _add_list(app, board)
     _add_batch(app, servers, board, beginnings)
+    _add_groups(app)
+    _add_tables(app, servers, StoredTables())
     return app
 
 
@@ -80,7 +93,7 @@ def make_app() -> FastAPI:
 def _add_pages(app: FastAPI) -> None:
     @app.get("/", dependencies=LOGGED_IN)
     def batches_page(request: Request) -> HTMLResponse:
-        return HTMLResponse(page("Batches", "batches.js", _base(request)))
+        return HTMLResponse(page("Batches", "batches.js", base_of(request)))
 
     @app.get("/static/{name}", dependencies=LOGGED_IN)
     def static(name: str) -> Response:
@@ -93,11 +106,7 @@ def _add_pages(app: FastAPI) -> None:
 
     @app.get(TASK, dependencies=READS)
     def batch_page(request: Request, dag_id: str, task_id: str) -> HTMLResponse:
-        return HTMLResponse(page(f"{dag_id} {task_id}: batch", "batch.js", _base(request)))
-
-
-def _base(request: Request) -> str:
-    return str(request.scope.get("root_path", ""))
+        return HTMLResponse(page(f"{dag_id} {task_id}: batch", "batch.js", base_of(request)))
 
 
 # --- the list ------------------------------------------------------------------------------------
@@ -118,7 +127,7 @@ def _add_list(app: FastAPI, board: Board) -> None:
             wanted, service=service, state=state, offset=offset, limit=PAGE_SIZE
         )
         failed = notes.failed_counts(tasks)
-        return _json(
+        return as_json(
             {
                 "batches": [_row(task, board, failed) for task in tasks],
                 "total": total,
@@ -132,6 +141,8 @@ def _add_list(app: FastAPI, board: Board) -> None:
 
 def _row(task: BatchTask, board: Board, failed: dict[str, int]) -> dict[str, Any]:
     batch = task.batch
+    if task.is_table:
+        return {"task": task.as_dict(), "table": groups.summary(task)}
     if batch is None:
         return {"task": task.as_dict(), "batch": None, "progress": None, "failed": None}
     return {
@@ -150,9 +161,10 @@ def _add_batch(app: FastAPI, servers: Servers, board: Board, beginnings: Beginni
     def status(
         request: Request, user: User, dag_id: str, run_id: str, task_id: str, map_index: MapIndex
     ) -> Response:
-        task = _task(dag_id, run_id, task_id, map_index)
-        told: dict[str, Any] = {
+        task = task_of(dag_id, run_id, task_id, map_index)
+        shown: dict[str, Any] = {
             "task": task.as_dict(),
+            "table": groups.table_of(task),
             "batch": None,
             "progress": None,
             "can_cancel": False,
@@ -160,19 +172,19 @@ def _add_batch(app: FastAPI, servers: Servers, board: Board, beginnings: Beginni
         }
         if task.batch is not None:
             seen = board.look(task.batch, wait=_FIRST_LOOK_SECONDS)
-            told["batch"] = _shown(task, task.batch)
-            told["batch"]["server"] = servers.url(task.batch.conn_id)
-            told["progress"] = seen.as_dict(_submitted_at(task))
-            told["can_cancel"] = may_cancel(request, user)
-        return _json(told)
+            shown["batch"] = _shown(task, task.batch)
+            shown["batch"]["server"] = servers.url(task.batch.conn_id)
+            shown["progress"] = seen.as_dict(_submitted_at(task))
+            shown["can_cancel"] = may_cancel(request, user)
+        return as_json(shown)
 
     @app.get(TASK + "/records", dependencies=READS)
     def records(dag_id: str, run_id: str, task_id: str, map_index: MapIndex) -> Response:
-        batch = _batch(dag_id, run_id, task_id, map_index)
+        batch = batch_of(dag_id, run_id, task_id, map_index)
         try:
             content = beginnings.read(batch)
         except MLBatchError as error:
-            raise _problem(error, batch) from error
+            raise problem(error, batch) from error
         return Response(content, media_type="application/json")
 
     @app.get(TASK + "/records/{index}/files/{file_name:path}", dependencies=READS)
@@ -184,7 +196,7 @@ def _add_batch(app: FastAPI, servers: Servers, board: Board, beginnings: Beginni
         index: Annotated[int, Path(ge=0)],
         file_name: str,
     ) -> Response:
-        batch = _batch(dag_id, run_id, task_id, map_index)
+        batch = batch_of(dag_id, run_id, task_id, map_index)
         try:
             with servers.asked(batch.conn_id) as hook:
                 content = hook.get_artifact(
@@ -196,12 +208,12 @@ def _add_batch(app: FastAPI, servers: Servers, board: Board, beginnings: Beginni
                     max_bytes=MAX_BYTES,
                 )
         except MLBatchError as error:
-            raise _problem(error, batch) from error
+            raise problem(error, batch) from error
         return Response(content, headers=file_headers(file_name, content))
 
     @app.post(TASK + "/cancel", dependencies=CANCELS)
     def cancel(user: User, dag_id: str, run_id: str, task_id: str, map_index: MapIndex) -> Response:
-        batch = _batch(dag_id, run_id, task_id, map_index)
+        batch = batch_of(dag_id, run_id, task_id, map_index)
         notes.log_action("mlbatch_cancel", user, dag_id, run_id, task_id, map_index)
         try:
             with servers.asked(batch.conn_id) as hook:
@@ -209,23 +221,110 @@ def _add_batch(app: FastAPI, servers: Servers, board: Board, beginnings: Beginni
                     batch.service_name, batch.service_version, batch.execution_id
                 )
         except MLBatchError as error:
-            raise _problem(error, batch) from error
+            raise problem(error, batch) from error
         board.forget(batch)
-        return _json({"was_there": was_there})
+        return as_json({"was_there": was_there})
 
 
-def _task(dag_id: str, run_id: str, task_id: str, map_index: int) -> BatchTask:
-    task = notes.find_task(dag_id, run_id, task_id, map_index)
-    if task is None:
-        raise HTTPException(404, "Airflow has no such task instance; its run may be deleted.")
-    return task
+# --- a table in shards ---------------------------------------------------------------------------
 
 
-def _batch(dag_id: str, run_id: str, task_id: str, map_index: int) -> Batch:
-    batch = _task(dag_id, run_id, task_id, map_index).batch
-    if batch is None:
-        raise HTTPException(404, "This task has not recorded a batch.")
-    return batch
+def _add_groups(app: FastAPI) -> None:
+    @app.get(TABLE, dependencies=READS)
+    def table_page(request: Request, dag_id: str, plan_task_id: str) -> HTMLResponse:
+        return HTMLResponse(page(f"{dag_id} {plan_task_id}: table", "table.js", base_of(request)))
+
+    @app.get(TABLE + "/status", dependencies=READS)
+    def table_status(
+        dag_id: str,
+        run_id: str,
+        plan_task_id: str,
+        offset: Annotated[int, Query(ge=0)] = 0,
+    ) -> Response:
+        plan = groups.find_table(dag_id, run_id, plan_task_id)
+        if plan is None:
+            raise HTTPException(404, "This task has not planned a table, or its run is deleted.")
+        return as_json(
+            {
+                "task": plan.as_dict(),
+                "table": groups.summary(plan),
+                "shards": [
+                    shard.as_dict() for shard in groups.shards_of(plan, offset, SHARDS_SIZE)
+                ],
+                "page_size": SHARDS_SIZE,
+                "interval": INTERVAL_SECONDS,
+            }
+        )
+
+
+# --- tables in storage ---------------------------------------------------------------------------
+
+
+def _add_tables(app: FastAPI, servers: Servers, stored: StoredTables) -> None:
+    def written(task: BatchTask) -> list[WrittenTable]:
+        if task.batch is None:
+            return []
+        try:
+            return stored.written(notes.writers_of(task), task.batch.execution_id)
+        except (MLBatchError, OSError) as error:
+            raise _storage_problem(error) from error
+
+    @app.get(TASK + "/tables", dependencies=READS)
+    def tables(dag_id: str, run_id: str, task_id: str, map_index: MapIndex) -> Response:
+        found = written(task_of(dag_id, run_id, task_id, map_index))
+        return as_json({"tables": [table.as_dict() for table in found]})
+
+    @app.get(TASK + "/tables/{name}", dependencies=READS)
+    def rows(
+        dag_id: str,
+        run_id: str,
+        task_id: str,
+        map_index: MapIndex,
+        name: str,
+        offset: Annotated[int, Query(ge=0)] = 0,
+    ) -> Response:
+        task = task_of(dag_id, run_id, task_id, map_index)
+        table = next((each for each in written(task) if each.name == name), None)
+        if table is None:
+            raise HTTPException(404, "No table of this name holds the results of this batch now.")
+        try:
+            content = stored.rows(table, offset)
+        except (MLBatchError, OSError) as error:
+            raise _storage_problem(error) from error
+        return Response(content, media_type="application/json")
+
+    @app.get(TASK + "/inputs", dependencies=READS)
+    def inputs(
+        dag_id: str,
+        run_id: str,
+        task_id: str,
+        map_index: MapIndex,
+        index: Annotated[list[Index], Query(max_length=PAGE_ROWS)],
+    ) -> Response:
+        task = task_of(dag_id, run_id, task_id, map_index)
+        starter = notes.starter_of(task)
+        if starter is None or starter.batch is None:
+            return as_json(None)
+        batch = starter.batch
+        try:
+            with servers.asked(batch.conn_id) as hook:
+                service = hook.get_service(batch.service_name, batch.service_version)
+        except MLBatchError as error:
+            raise problem(error, batch) from error
+        try:
+            content = stored.inputs(notes.rendered_fields(starter), service, sorted(set(index)))
+        except (MLBatchError, OSError) as error:
+            raise _storage_problem(error) from error
+        return Response(content or b"null", media_type="application/json")
+
+
+def _storage_problem(error: MLBatchError | OSError) -> HTTPException:
+    if isinstance(error, BusyError):
+        return HTTPException(503, str(error), headers={"Retry-After": "1"})
+    return HTTPException(502, f"The API server cannot read the table: {error}")
+
+
+# --- what the scripts are told about a batch ------------------------------------------------------
 
 
 def _shown(task: BatchTask, batch: Batch) -> dict[str, Any]:
@@ -243,52 +342,3 @@ def _shown(task: BatchTask, batch: Batch) -> dict[str, Any]:
 def _submitted_at(task: BatchTask) -> float | None:
     at = task.note.get("submitted_at")
     return float(at) if isinstance(at, int | float) else None
-
-
-# --- answers -------------------------------------------------------------------------------------
-
-
-def _json(value: Any) -> Response:
-    return Response(msgspec.json.encode(value, enc_hook=str), media_type="application/json")
-
-
-def _problem(error: MLBatchError, batch: Batch) -> HTTPException:
-    """An error of a server as the answer to a request, in a sentence."""
-    if isinstance(error, BusyError):
-        return HTTPException(503, str(error), headers={"Retry-After": "1"})
-    if isinstance(error, ExecutionNotFoundError):
-        return HTTPException(410, sentence(error, batch.conn_id))
-    status = 404 if isinstance(error, NotFoundError) else 502
-    return HTTPException(status, sentence(error, batch.conn_id))
-
-
-async def _guarded(
-    request: Request, call_next: Callable[[Request], Awaitable[Response]]
-) -> Response:
-    """What every answer says to the browser, whatever it is."""
-    response = await call_next(request)
-    response.headers.setdefault("Content-Security-Policy", CONTENT_SECURITY_POLICY)
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Referrer-Policy"] = "same-origin"
-    response.headers.setdefault("Cache-Control", "no-store")
-    return response
-
-
-async def _explained(request: Request, error: Exception) -> Response:
-    """A refusal as a page for somebody who opened an address, as JSON for a script."""
-    assert isinstance(error, AnyHTTPException)
-    headers = dict(error.headers or {})
-    if "text/html" not in request.headers.get("accept", ""):
-        body = msgspec.json.encode({"detail": error.detail})
-        return Response(body, error.status_code, headers, "application/json")
-    link = None
-    if error.status_code == 401:
-        title, text = "You are not logged in", "This page shows batches to users of Airflow only."
-        next_url = str(request.url.replace(query=None).path)
-        link = ("Log in", get_auth_manager().get_url_login(next_url=next_url))
-    elif error.status_code == 403:
-        title, text = "No permission", "You may not read the results of this Dag's tasks."
-    else:
-        title, text = "Not found" if error.status_code == 404 else "Error", str(error.detail)
-    html = message_page(title, text, _base(request), link)
-    return HTMLResponse(html, error.status_code, headers)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 import pytest
@@ -200,6 +205,66 @@ def make_task(airflow_database: str) -> Iterator[MakeTask]:
 
     yield make
     remove_dags(made)
+
+
+# --- a Dag that really ran ------------------------------------------------------------------------
+
+_DAGS = Path(__file__).parent / "dags"
+RAN_DAG_ID = "scored_tables"
+RAN_ROWS = 150
+
+
+@dataclass
+class Ran:
+    """A run of the Dag, and the folder of its tables."""
+
+    run_id: str
+    folder: Path
+
+    def task(self, task_id: str, map_index: int = -1) -> str:
+        return batch_page(RAN_DAG_ID, self.run_id, task_id, map_index)
+
+    @property
+    def table(self) -> str:
+        return f"mlbatch/dags/{RAN_DAG_ID}/runs/{quote(self.run_id, safe='')}/tables/large.plan"
+
+
+@pytest.fixture(scope="module")
+def ran(
+    server: RunningServer, airflow_database: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Ran]:
+    folder = tmp_path_factory.mktemp("tables")
+    # Each tenth speed is negative, which fails.
+    rows = [f"car {row},{-1 if row % 10 == 9 else row}" for row in range(RAN_ROWS)]
+    (folder / "cars.csv").write_text("\n".join(["model,speed", *rows]) + "\n", encoding="utf-8")
+    environment = {
+        **os.environ,
+        "AIRFLOW__CORE__DAGS_FOLDER": str(_DAGS),
+        "AIRFLOW_CONN_MLBATCH_DEFAULT": connection_to(server.url, server.password),
+        "MLBATCH_TEST_TABLES": str(folder),
+    }
+    done = subprocess.run(
+        [sys.executable, str(_DAGS / "scored_tables.py")],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    yield Ran(_run_of(RAN_DAG_ID), folder)
+    remove_dags({RAN_DAG_ID})
+
+
+def _run_of(dag_id: str) -> str:
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        (run_id,) = session.scalars(select(DagRun.run_id).where(DagRun.dag_id == dag_id))
+    return str(run_id)
 
 
 def note_of(service: str, execution_id: str, version: str = "1", **more: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from airflow_mlbatch.plugins import BatchPagesPlugin
 from tests.plugins.auth_manager import PRIVATE_DAG
 from tests.plugins.conftest import MakeTask, Pages, note_of, token_of
 
+OF_A_DAG = "/dags/{dag_id}/"
 OF_A_TASK = "/dags/{dag_id}/runs/{run_id}/tasks/{task_id}/{map_index}"
 
 
@@ -29,6 +30,7 @@ def filled(path: str, dag_id: str) -> str:
         "dag_id": dag_id,
         "run_id": "run",
         "task_id": "score",
+        "plan_task_id": "plan",
         "map_index": "-1",
         "index": "0",
         "name": "style.css",
@@ -50,16 +52,16 @@ def test_every_route_refuses_who_has_no_login(api_server: str, nobody: Pages) ->
         assert nobody.get(path).status_code == 404
 
 
-def test_every_route_about_a_task_has_the_dag_in_its_path(api_server: str) -> None:
-    others = {path for _, path in routes(api_server) if not path.startswith(OF_A_TASK)}
+def test_every_route_about_a_task_or_a_table_has_the_dag_in_its_path(api_server: str) -> None:
+    others = {path for _, path in routes(api_server) if not path.startswith(OF_A_DAG)}
     assert others == {"/", "/list", "/static/{name}"}
 
 
-def test_every_route_about_a_task_refuses_who_may_not_read_its_dag(
+def test_every_route_about_a_dag_refuses_who_may_not_read_its_dag(
     api_server: str, pages: Pages, owner: Pages, make_task: MakeTask
 ) -> None:
     make_task(PRIVATE_DAG, run_id="run", note=note_of("cars", "some-id"))
-    walked = [(m, path) for m, path in routes(api_server) if path.startswith(OF_A_TASK)]
+    walked = [(m, path) for m, path in routes(api_server) if path.startswith(OF_A_DAG)]
     for method, path in walked:
         reply = pages.ask(method, filled(path, PRIVATE_DAG))
         assert reply.status_code == 403, (method, path, reply.text)

@@ -10,7 +10,14 @@ import pytest
 
 from airflow_mlbatch.hooks import MLBatchHook
 from tests.plugins.chromium import chromium, log_in, resize
-from tests.plugins.conftest import MakeTask, eventually, note_of, running_api_server, token_of
+from tests.plugins.conftest import (
+    MakeTask,
+    Ran,
+    eventually,
+    note_of,
+    running_api_server,
+    token_of,
+)
 from tests.plugins.services import MARKUP, NAME
 
 pytestmark = pytest.mark.system
@@ -112,6 +119,38 @@ def test_a_complete_batch_fits(
     browser.get(f"{api_server}/mlbatch/")
     shows(browser, "Batches 1 to 1 of 1", "complete", "100 %")
     assert browser.execute_script(script) == 0
+    assert violations(browser) == []
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+def test_a_table_in_shards(browser: Any, api_server: str, ran: Ran, width: int) -> None:
+    log_in(browser, api_server, token_of("ada"))
+    resize(browser, width)
+    browser.get(f"{api_server}/mlbatch/")
+    shows(browser, "3 of 3 shards")
+    browser.find_element("link text", "large").click()
+    shows(browser, "3 of 3", "150 of 150 (100 %)", "Shards 1 to 3 of 3")
+    script = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert browser.execute_script(script) == 0
+    browser.find_element("link text", "shard 1").click()
+    shows(browser, "a shard of the table large", "cars 1", "Scored table")
+    browser.find_element("link text", "large").click()
+    shows(browser, "Shards 1 to 3 of 3")
+    assert violations(browser) == []
+
+
+def test_inputs_and_the_written_table(browser: Any, api_server: str, ran: Ran) -> None:
+    log_in(browser, api_server, token_of("ada"))
+    browser.get(f"{api_server}/{ran.task('score')}")
+    shows(browser, "120 records, page 1 of 3", "Show its 120 rows", "Show its 12 rows")
+    heads = "return [...document.querySelectorAll('th[scope=col]')].map(head => head.textContent)"
+    eventually(lambda: browser.execute_script(heads)[:3] == ["Index", "x", "y"], "inputs are shown")
+    browser.find_element("css selector", "#only-failed").click()
+    shows(browser, "12 failed records", "x is negative: -1")
+    click(browser, "Show its 120 rows")
+    shows(browser, "Rows 1 to 50 of 120", "car 10")
+    click(browser, "Next rows")
+    shows(browser, "Rows 51 to 100 of 120", "car 60")
     assert violations(browser) == []
 
 

@@ -1,6 +1,7 @@
 // One batch: its progress while it runs, then its records.
 
 import {
+  FINAL,
   IS_FRAMED,
   NONE,
   SLOW_SECONDS,
@@ -14,6 +15,8 @@ import {
   rate,
   repeat,
   setText,
+  tableName,
+  tablePath,
   taskBadge,
   when,
 } from "./dom.js";
@@ -22,7 +25,6 @@ import { Records } from "./records.js";
 
 // The page's own address names the task: what it asks for lies below it.
 const PATH = location.pathname.slice(new URL(document.baseURI).pathname.length).replace(/\/$/, "");
-const FINAL = ["success", "failed", "skipped", "upstream_failed", "removed"];
 
 const page = document.getElementById("page");
 const parts = build();
@@ -98,10 +100,10 @@ function show(told) {
   const { task, batch, progress } = told;
   const mapped = task.map_index >= 0 ? ` [${task.map_index}]` : "";
   const name = `${task.dag_id} / ${task.run_id} / ${task.task_id}${mapped}`;
-  if (parts.where.textContent !== name) {
+  if (!parts.where.textContent.startsWith(name)) {
     // Inside of Airflow's own page a link would open Airflow within Airflow.
     const label = IS_FRAMED ? name : h("a", { href: airflowPath(task) }, name);
-    parts.where.replaceChildren(label);
+    parts.where.replaceChildren(label, ...partOfTable(task, told.table));
   }
   if (batch === null) {
     parts.state.replaceChildren("Task ", taskBadge(task.state));
@@ -121,6 +123,12 @@ function show(told) {
     setText(parts.spoken, `The batch is ${badge(progress.state).textContent}.`);
     if (progress.state !== "gone" && progress.state !== null) records.load();
   }
+}
+
+function partOfTable(task, planTaskId) {
+  if (planTaskId === null) return [];
+  const plan = { ...task, task_id: planTaskId };
+  return [", a shard of the table ", h("a", { href: tablePath(plan) }, tableName(plan))];
 }
 
 function showProblem(sentence) {

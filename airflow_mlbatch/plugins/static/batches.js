@@ -8,10 +8,13 @@ import {
   count,
   duration,
   h,
+  isBeingScored,
   percent,
   rate,
   repeat,
   setText,
+  tableName,
+  tablePath,
   taskBadge,
   taskPath,
   when,
@@ -111,7 +114,9 @@ async function look() {
   }
   problem.hidden = true;
   show(told);
-  const isLive = told.batches.some((each) => each.progress && !each.progress.is_ended);
+  const isLive = told.batches.some((each) =>
+    each.table ? isBeingScored(each.table) : each.progress && !each.progress.is_ended,
+  );
   return isLive ? told.interval : SLOW_SECONDS;
 }
 
@@ -125,7 +130,7 @@ function show(told) {
   back.disabled = chosen.offset === 0;
   on.disabled = last >= told.total;
   const wanted = told.batches.map((each) => {
-    const path = taskPath(each.task);
+    const path = each.table ? tablePath(each.task) : taskPath(each.task);
     if (!rows.has(path)) rows.set(path, newRow(each, path));
     const row = rows.get(path);
     update(row, each);
@@ -141,16 +146,17 @@ function show(told) {
   if (!isSame) body.replaceChildren(...wanted);
 }
 
-function newRow({ task, batch }, path) {
+function newRow({ task, batch, table }, path) {
   const cells = {};
   for (const name of ["task", "state", "done", "failed", "total", "rate", "left", "duration"]) {
     cells[name] = h("td", { class: ["task", "state"].includes(name) ? "" : "number" });
   }
   const mapped = task.map_index >= 0 ? ` [${task.map_index}]` : "";
-  const name = `${task.task_id}${mapped}`;
+  const name = table ? tableName(task) : `${task.task_id}${mapped}`;
   cells.bar = h("progress", { max: "1", value: "0", "aria-label": `Progress of ${name}` });
   cells.share = h("span", { class: "muted" });
-  const service = batch ? `${batch.service_name} ${batch.service_version}` : NONE;
+  const scored = table ?? batch;
+  const service = scored ? `${scored.service_name} ${scored.service_version}` : NONE;
   const element = h(
     "tr",
     {},
@@ -172,7 +178,29 @@ function newRow({ task, batch }, path) {
   return { element, cells };
 }
 
-function update({ cells }, { task, batch, progress, failed }) {
+function update(row, each) {
+  if (each.table) updateTable(row, each);
+  else updateBatch(row, each);
+}
+
+/** A table counts rows that are written; what its shards have scored meanwhile stands on its page. */
+function updateTable({ cells }, { task, table }) {
+  const { planned, shards, written } = table;
+  const word = taskBadge(task.state);
+  if (cells.task.textContent !== word.textContent) cells.task.replaceChildren(word);
+  setText(cells.state, `${count(shards.done)} of ${count(planned.shards)} shards`);
+  cells.bar.max = planned.rows || 1;
+  cells.bar.value = written.rows;
+  setText(cells.share, percent(written.rows, planned.rows));
+  setText(cells.done, count(written.rows));
+  setText(cells.failed, count(written.failed));
+  setText(cells.total, count(planned.rows));
+  setText(cells.rate, NONE);
+  setText(cells.left, NONE);
+  setText(cells.duration, NONE);
+}
+
+function updateBatch({ cells }, { task, batch, progress, failed }) {
   const word = taskBadge(task.state);
   if (cells.task.textContent !== word.textContent) cells.task.replaceChildren(word);
   if (batch === null) return;

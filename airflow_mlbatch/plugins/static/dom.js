@@ -143,6 +143,8 @@ export function percent(done, total) {
 /** A value of a record as text. */
 export function valueText(value) {
   if (value === null || value === undefined) return NONE;
+  // The digits of an id count, those of a score beyond the seventh do not.
+  if (Number.isSafeInteger(value)) return String(value);
   if (typeof value === "number") return String(Number(value.toPrecision(7)));
   return typeof value === "string" ? value : JSON.stringify(value);
 }
@@ -176,11 +178,30 @@ export function taskPath(task) {
   return `dags/${names[0]}/runs/${names[1]}/tasks/${names[2]}/${task.map_index}`;
 }
 
+/** The path of the page about a table in shards; `task` is the one that has planned it. */
+export function tablePath(task) {
+  const names = [task.dag_id, task.run_id, task.task_id].map(encodeURIComponent);
+  return `dags/${names[0]}/runs/${names[1]}/tables/${names[2]}`;
+}
+
+/** The name of a table: that of its task group. */
+export function tableName(task) {
+  return task.task_id.replace(/\.?plan$/, "") || task.task_id;
+}
+
+/** Whether the task that publishes a table has not ended yet. */
+export function isBeingScored(table) {
+  return !FINAL.includes(table.commit);
+}
+
 /** The path of Airflow's own page about a task instance. */
 export function airflowPath(task) {
   const names = [task.dag_id, task.run_id, task.task_id].map(encodeURIComponent);
   const mapped = task.map_index >= 0 ? `/mapped/${task.map_index}` : "";
   return `../dags/${names[0]}/runs/${names[1]}/tasks/${names[2]}${mapped}`;
 }
+
+// The states in which a task stays.
+export const FINAL = ["success", "failed", "skipped", "upstream_failed", "removed"];
 
 export const IS_FRAMED = window.parent !== window;

@@ -2,9 +2,10 @@
 
 import { NONE, ask, count, h, valueText } from "./dom.js";
 import { counts, histogram } from "./chart.js";
+import { longText } from "./parts.js";
+import { StoredTables } from "./stored.js";
 
 const PAGE = 50;
-const LONG = 200;
 const RETRY_SECONDS = 1.5;
 const PICTURE = /\.(png|jpe?g|gif|webp)$/i;
 
@@ -16,6 +17,10 @@ export class Records {
     this.told = null;
     this.onlyFailed = false;
     this.page = 0;
+    // Inputs by the index of their record, as far as they were asked for; null where there are none.
+    this.inputs = new Map();
+    this.inputNames = [];
+    this.stored = new StoredTables(path);
   }
 
   /** How many failed, as far as that is known. */
@@ -29,6 +34,7 @@ export class Records {
   async load() {
     try {
       this.told = await ask(`${this.path}/records`);
+      this.inputs.clear();
     } catch (problem) {
       if (problem.status === 503) setTimeout(() => this.load(), RETRY_SECONDS * 1000);
       this.section.replaceChildren(
@@ -41,6 +47,7 @@ export class Records {
     this.page = 0;
     this.onRead();
     this.show();
+    this.stored.load();
   }
 
   readAgain() {
@@ -63,6 +70,7 @@ export class Records {
       h("div", { class: "spread" }, ...this.spread()),
       h("div", { class: "tools" }, ...tools),
       this.table,
+      this.stored.section,
     );
     if (records.length === 0) this.section.querySelector(".tools").prepend("No records. ");
     this.showTable();
@@ -97,7 +105,7 @@ export class Records {
     this.page = Math.min(this.page, last);
     const shown = wanted.slice(this.page * PAGE, (this.page + 1) * PAGE);
     const names = outputs.map((output) => output.name);
-    const heads = ["Index", ...names, "Success", "Error", "Console output", "Files"];
+    const heads = ["Index", ...this.inputNames, ...names, "Success", "Error", "Console output", "Files"];
     const what = this.onlyFailed ? "failed records" : "records";
     const caption = `${count(wanted.length)} ${what}, page ${this.page + 1} of ${last + 1}`;
     const region = { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of records" };
@@ -115,9 +123,35 @@ export class Records {
       ),
       this.pager(last),
     );
+    this.readInputs(shown);
+  }
+
+  /** Asks for the inputs of the records that are shown, and shows them when they come. */
+  async readInputs(shown) {
+    const missing = shown.map((record) => record.index).filter((index) => !this.inputs.has(index));
+    if (missing.length === 0) return;
+    missing.forEach((index) => this.inputs.set(index, null));
+    const query = missing.map((index) => `index=${index}`).join("&");
+    let found;
+    try {
+      found = await ask(`${this.path}/inputs?${query}`);
+    } catch (problem) {
+      missing.forEach((index) => this.inputs.delete(index));
+      this.table.append(h("p", { class: "muted" }, `Inputs are not shown. ${problem.message}`));
+      return;
+    }
+    // The batch was not made from a table.
+    if (found === null) return;
+    this.inputNames = found.columns;
+    missing.forEach((index, place) => this.inputs.set(index, found.rows[place]));
+    this.showTable();
   }
 
   row(record, names) {
+    const inputs = this.inputNames.map((_, place) => {
+      const value = this.inputs.get(record.index)?.[place];
+      return h("td", { class: typeof value === "number" ? "number" : "" }, longText(valueText(value)));
+    });
     const values = names.map((name) => {
       const value = record.outputs[name];
       const kind = typeof value === "number" ? "number" : "";
@@ -127,6 +161,7 @@ export class Records {
       "tr",
       { class: record.success ? "" : "failed" },
       h("th", { scope: "row", class: "number" }, String(record.index)),
+      ...inputs,
       ...values,
       h("td", {}, record.success ? "yes" : "no"),
       h("td", {}, longText(record.error ?? "")),
@@ -173,11 +208,4 @@ export class Records {
       h("button", on, "Next page"),
     );
   }
-}
-
-/** A text that is folded where it is long. */
-function longText(text) {
-  if (text.length <= LONG) return text;
-  const more = `${text.slice(0, LONG)}… (${count(text.length)} characters)`;
-  return h("details", {}, h("summary", {}, more), text);
 }
