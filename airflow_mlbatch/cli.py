@@ -166,11 +166,25 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="SECONDS",
         help="a published service that takes longer to be loaded is refused",
     )
+    option(
+        "--keep-days",
+        type=_above_zero,
+        metavar="D",
+        help="delete finished executions so many days after their end; left out, they are kept",
+    )
+    option(
+        "--keep-gb",
+        type=_above_zero,
+        metavar="X",
+        help="delete finished executions, the oldest first, while all of them together take more "
+        "GB (1,000,000,000 bytes); left out, they are kept",
+    )
 
 
 def _serve(options: argparse.Namespace) -> int:
     try:
         from airflow_mlbatch.server.registry import DEMO_SERVICES
+        from airflow_mlbatch.server.retention import RetentionSettings
         from airflow_mlbatch.server.serving import ServerSettings, serve
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -207,6 +221,7 @@ def _serve(options: argparse.Namespace) -> int:
             _memory() if options.max_service_memory is None else options.max_service_memory * _MIB
         ),
         load_timeout=options.load_timeout,
+        retention=RetentionSettings(options.keep_days, options.keep_gb),
     )
     try:
         serve(settings, _say)
@@ -474,6 +489,10 @@ def _port(text: str) -> int:
 
 def _seconds(text: str) -> float:
     return _checked(text, float, lambda number: 0 <= number < float("inf"), "seconds from 0")
+
+
+def _above_zero(text: str) -> float:
+    return _checked(text, float, lambda number: 0 < number < float("inf"), "a number above 0")
 
 
 def _checked(text: str, kind: Callable[[str], N], fits: Callable[[N], bool], expected: str) -> N:

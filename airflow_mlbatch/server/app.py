@@ -49,6 +49,7 @@ from airflow_mlbatch.server.requests import (
     raw_path,
     read_body,
 )
+from airflow_mlbatch.server.retention import Retention
 from airflow_mlbatch.server.runner import BusyError, Runner
 from airflow_mlbatch.server.store import (
     Execution,
@@ -101,6 +102,7 @@ class App:
     :param catalogue: what is published
     :param has_keys: whether it takes idempotency keys; without them it is like the vendor's server
     :param publishing: brings services in; ``None`` where that is not allowed
+    :param retention: deletes finished executions
     """
 
     store: Store
@@ -111,6 +113,7 @@ class App:
     catalogue: Catalogue
     has_keys: bool
     publishing: Publishing | None
+    retention: Retention
 
     def __post_init__(self) -> None:
         self._handlers: dict[str, Callable[[Request, Names], Awaitable[Response]]] = {
@@ -238,6 +241,7 @@ class App:
             "details": {
                 "activeExecutions": runner.active_executions,
                 "publishedServices": len(self.catalogue),
+                "retention": self.retention.details,
             },
         }
 
@@ -450,11 +454,8 @@ class App:
 
     async def _cancel_batch(self, request: Request, names: Names) -> Response:
         execution = self._execution(names)
-        await self.runner.cancel(execution)
-        if not await self.store.write(self.store.remove_execution, execution.number):
+        if not await self.runner.delete(execution):
             raise Refusal(404, EXECUTION_NOT_FOUND)
-        await asyncio.to_thread(self.folder.discard, execution.id)
-        self.runner.clean_up()
         return json_reply([execution.id])
 
     async def _list_files(self, request: Request, names: Names) -> Response:

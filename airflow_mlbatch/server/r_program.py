@@ -24,11 +24,21 @@ from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.protocol.documents import shown
 from airflow_mlbatch.server.programs import Program
 
-__all__ = ["RProgram"]
+__all__ = ["RProgram", "describe_r"]
 
 _SCRIPT = Path(__file__).with_name("worker.R")
 _LENGTH = struct.Struct("!i")
 _LOOK_SECONDS = 0.2
+_VERSIONS_SECONDS = 120
+_VERSIONS = """cat(as.character(getRversion()), if (requireNamespace("jsonlite", quietly = TRUE))
+    as.character(packageVersion("jsonlite")))"""
+_MISSING_RSCRIPT = (
+    "R services need Rscript, which this server does not have "
+    "(Debian: r-base-core and r-cran-jsonlite)"
+)
+_MISSING_JSONLITE = (
+    "R services need the R package jsonlite, which is missing (Debian: r-cran-jsonlite)"
+)
 _MOST_CONSOLE_BYTES = 1024 * 1024
 _LAST_WORDS_SHOWN = 280
 
@@ -151,13 +161,32 @@ class RProgram:
         return printed
 
 
+def describe_r() -> str:
+    """Which R this server has, or what it lacks for R services: a sentence for its log."""
+    rscript = shutil.which("Rscript")
+    if rscript is None:
+        return _MISSING_RSCRIPT
+    try:
+        asked = subprocess.run(
+            [rscript, "--vanilla", "-e", _VERSIONS],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_VERSIONS_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"R services need Rscript, but {rscript} cannot be used: {error}"
+    r, *jsonlite = asked.stdout.split()
+    if not jsonlite:
+        return f"{_MISSING_JSONLITE} (found {rscript}, R {r})"
+    return f"R services by {rscript}, R {r} with jsonlite {jsonlite[0]}"
+
+
 def _rscript() -> str:
     found = shutil.which("Rscript")
     if found is None:
-        raise InputError(
-            "runtimeType: R services need Rscript, which this server does not have "
-            "(Debian: r-base-core and r-cran-jsonlite)"
-        )
+        raise InputError(f"runtimeType: {_MISSING_RSCRIPT}")
     return found
 
 

@@ -202,6 +202,18 @@ class Runner:
         self._leaving.pop(execution.id, None)
         self._saver.drop(execution.number)
 
+    async def delete(self, execution: Execution) -> bool:
+        """Stop the work on an execution and forget it, with all that belongs to it.
+
+        :return: false when it was gone already
+        """
+        await self.cancel(execution)
+        if not await self._store.write(self._store.remove_execution, execution.number):
+            return False
+        await asyncio.to_thread(self._folder.discard, execution.id)
+        self.clean_up()
+        return True
+
     async def call(self, entry: Entry, record: bytes) -> bytes:
         """Score one record now, ahead of the batches; returns the outcome as it is sent.
 

@@ -24,7 +24,9 @@ from airflow_mlbatch.server.catalogue import Catalogue
 from airflow_mlbatch.server.folder import DataFolder
 from airflow_mlbatch.server.lines import Line
 from airflow_mlbatch.server.publishing import Publishing
+from airflow_mlbatch.server.r_program import describe_r
 from airflow_mlbatch.server.registry import is_file_source
+from airflow_mlbatch.server.retention import Retention, RetentionSettings
 from airflow_mlbatch.server.runner import Runner, RunnerSettings
 from airflow_mlbatch.server.store import StorageError, Store
 from airflow_mlbatch.server.worker import WorkerSettings
@@ -54,6 +56,7 @@ class ServerSettings:
     :param max_service_memory: most bytes of memory for a worker of a published service; 0 for no
         limit
     :param load_timeout: seconds that a published service may take to be loaded
+    :param retention: how long finished executions are kept
     """
 
     sources: Sequence[str]
@@ -75,6 +78,7 @@ class ServerSettings:
     max_object_bytes: int
     max_service_memory: int
     load_timeout: float
+    retention: RetentionSettings
 
 
 def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
@@ -136,6 +140,7 @@ async def _serve(
 
     store = Store(folder.database)
     runner = _runner(settings, folder, store)
+    chores: list[asyncio.Task[None]] = []
     try:
         built_in = _published(await runner.start(), settings.username)
         catalogue = Catalogue(store, folder, built_in)
@@ -145,20 +150,48 @@ async def _serve(
         await tokens.start()
         folder.discard_unknown(store.known_ids())
         await runner.resume(catalogue)
+
+        def note(event: str) -> None:
+            _say_if_heard(say, f"mlbatch serve: {event}")
+
+        retention = Retention(store, folder, runner, settings.retention, note)
         limits = Limits(settings.max_body_bytes, settings.max_records, settings.max_object_bytes)
         publishing = None
         if settings.allow_publish:
             publishing = Publishing(catalogue, runner, folder, settings.username)
-        app = App(store, runner, tokens, folder, limits, catalogue, settings.has_keys, publishing)
+        app = App(
+            store,
+            runner,
+            tokens,
+            folder,
+            limits,
+            catalogue,
+            settings.has_keys,
+            publishing,
+            retention,
+        )
         names = ", ".join(f"{one.name} {one.version}" for one in catalogue.services())
         ready = f"mlbatch serve: ready on {_url(line)} (services: {names or 'none yet'})"
         # uvicorn repeats the signal that has stopped it to whoever listened before.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
+        chores.append(asyncio.create_task(retention.run()))
+        if publishing is not None or any(
+            program.service.runtime_type == "R" for program in catalogue.programs()
+        ):
+            chores.append(asyncio.create_task(_tell_of_r(note)))
         await _HttpServer(app, lambda: _say_if_heard(say, ready)).serve(sockets=[line])
     finally:
+        for chore in chores:
+            chore.cancel()
+        await asyncio.gather(*chores, return_exceptions=True)
         await runner.stop()
         store.close()
+
+
+async def _tell_of_r(note: Callable[[str], None]) -> None:
+    # In a thread, and beside everything else: R takes a second to start.
+    note(await asyncio.to_thread(describe_r))
 
 
 def _say_if_heard(say: Callable[[str], None], text: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import os
+import re
 import shutil
 import struct
 import subprocess
@@ -14,6 +16,7 @@ from urllib.parse import quote
 import psutil
 import pytest
 
+from tests.patience import wait_until
 from tests.server.publishing import Publisher, definitions
 from tests.server_process import RunningServer, running_server
 
@@ -298,6 +301,7 @@ def test_without_r(tmp_path: Path) -> None:
     for name in ("python3", "env", "sh"):
         (tmp_path / name).symlink_to(shutil.which(name) or "/bin/sh")
     with running_server("--allow-publish", "--workers", "1", env={"PATH": str(tmp_path)}) as server:
+        wait_until(lambda: any("R services need Rscript" in line for line in server.lines))
         client = Publisher(server.url)
         # As the vendor's document says, R is meant where nothing is said.
         reply = client.post("/services/any/1", {"code": "y <- 1"})
@@ -305,3 +309,22 @@ def test_without_r(tmp_path: Path) -> None:
         assert "R services need Rscript" in reply.json()["message"]
         assert "r-base-core" in reply.json()["message"]
         assert client.publish("other", "1", "y = x", **NUMBER).status_code == 201
+
+
+@needs_r
+def test_the_log_says_which_r_was_found(server: RunningServer) -> None:
+    said = "mlbatch serve: R services by "
+    wait_until(lambda: any(line.startswith(said) for line in server.lines))
+    (line,) = [line for line in server.lines if line.startswith(said)]
+    assert re.fullmatch(rf"{said}\S+/Rscript, R \d\S+ with jsonlite \d\S+", line)
+
+
+def test_the_log_says_which_package_is_missing(tmp_path: Path) -> None:
+    # An R that answers, and has no package.
+    rscript = tmp_path / "Rscript"
+    rscript.write_text("#!/bin/sh\nprintf 4.2.2\n")
+    rscript.chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    with running_server("--allow-publish", "--workers", "1", env={"PATH": path}) as server:
+        said = "mlbatch serve: R services need the R package jsonlite, which is missing"
+        wait_until(lambda: any(line.startswith(said) for line in server.lines))
