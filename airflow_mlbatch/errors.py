@@ -225,15 +225,20 @@ class RecordsFailedError(BatchError):
     """More records failed than the policy allows.
 
     :param message: counts, policy and the first failures, ready to show
-    :param failures: the first failures, each ``{"index", "inputs", "error"}``
+    :param failures: the first failures, each ``{"index", "inputs", "error"}``; ``index`` is ``None``
+        where the batch was stopped early, because partial results do not tell it
+    :param counts: ``failed``, ``completed`` and ``total`` records, as far as they are known
     """
 
-    def __init__(self, message: str, failures: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(
+        self, message: str, failures: Sequence[Mapping[str, Any]] = (), **counts: int
+    ) -> None:
         super().__init__(message)
         self.failures = tuple(failures)
+        self.counts = counts
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.args[0], self.failures))
+        return (_records_failed, (self.args[0], self.failures, self.counts))
 
 
 class AmbiguousSubmissionError(BatchError):
@@ -244,3 +249,9 @@ class AmbiguousSubmissionError(BatchError):
 
 class SubmissionUndecidedError(BatchError):
     """An execution could be the one that this task started. Time may tell: the next attempt looks again."""
+
+
+def _records_failed(
+    message: str, failures: Sequence[Mapping[str, Any]], counts: Mapping[str, int]
+) -> RecordsFailedError:
+    return RecordsFailedError(message, failures, **counts)

@@ -17,6 +17,7 @@ from airflow_mlbatch.datasets.locations import StoragePath
 from airflow_mlbatch.datasets.soundness import shown
 from airflow_mlbatch.datasets.writers import WrittenTable, open_table
 from airflow_mlbatch.errors import DatasetError, InputError, RecordsFailedError
+from airflow_mlbatch.protocol.failures import SHOWN_FAILURES, cut_message
 from airflow_mlbatch.protocol.results import RecordBlock, RecordResult
 
 if TYPE_CHECKING:
@@ -37,9 +38,7 @@ __all__ = [
     "splice",
 ]
 
-SHOWN_FAILURES = 5
 _SHOWN_VALUE = 60
-_SHOWN_MESSAGE = 300
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Failure:
         told = ", ".join(
             f"{name}={_cut(repr(value), _SHOWN_VALUE)}" for name, value in self.inputs.items()
         )
-        message = _cut(" ".join(self.error.split()), _SHOWN_MESSAGE)
+        message = cut_message(" ".join(self.error.split()))
         return (
             f"record {self.index} ({told}): {message}"
             if told
@@ -68,7 +67,7 @@ class Failure:
     def as_dict(self) -> dict[str, Any]:
         """For an XCom or a manifest; long texts are cut."""
         inputs = {name: _shown(value) for name, value in self.inputs.items()}
-        return {"index": self.index, "inputs": inputs, "error": _cut(self.error, _SHOWN_MESSAGE)}
+        return {"index": self.index, "inputs": inputs, "error": cut_message(self.error)}
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,13 @@ class FailurePolicy:
         if shown:
             head = "they are" if len(shown) == failed else f"the first {len(shown)} are"
             message += f"; {head}: " + "; ".join(map(str, shown))
-        raise RecordsFailedError(message, [failure.as_dict() for failure in shown])
+        raise RecordsFailedError(
+            message,
+            [failure.as_dict() for failure in shown],
+            failed=failed,
+            completed=total,
+            total=total,
+        )
 
 
 def _limit(found: Any) -> int | float:

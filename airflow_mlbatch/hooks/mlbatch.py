@@ -26,6 +26,7 @@ from airflow_mlbatch.protocol.flows import PARALLEL_COUNT, Flows, Policy
 
 if TYPE_CHECKING:
     from airflow_mlbatch.protocol.documents import ServerStatus
+    from airflow_mlbatch.protocol.failures import FailureCount
     from airflow_mlbatch.protocol.messages import Flow, Report, Sink
     from airflow_mlbatch.protocol.results import (
         BatchResults,
@@ -409,6 +410,7 @@ class MLBatchHook(PublishingMethods, BaseHook):
         *,
         poll_interval: float = 3.0,
         deadline: float | None = None,
+        most_failed: int | None = None,
         on_report: Callable[[Report], None] | None = None,
     ) -> BatchStatus:
         """Poll until the execution is complete or failed.
@@ -417,15 +419,18 @@ class MLBatchHook(PublishingMethods, BaseHook):
 
         :param poll_interval: seconds between polls
         :param deadline: epoch seconds
+        :param most_failed: how many records may fail; partial results are read for it now and then
         :param on_report: called after each poll and before each repeat of a request
         :raises BatchTimeoutError: the deadline passed
+        :raises RecordsFailedError: more records have failed, so the batch was cancelled
         """
-        flow = self.flows.watch_batch(
+        flow = self.flows.watch_with_limit(
             service_name,
             service_version,
             execution_id,
             poll_interval=poll_interval,
             deadline=deadline,
+            most_failed=most_failed,
         )
         return self.run(flow, on_report)
 
@@ -453,6 +458,12 @@ class MLBatchHook(PublishingMethods, BaseHook):
             is_over=lambda status: True,
         )
         return self.run(flow, on_report)
+
+    def count_failures(
+        self, service_name: str, service_version: str, execution_id: str
+    ) -> FailureCount:
+        """How many records failed, and the first of them; reads all results and no outputs."""
+        return self.run(self.flows.count_failures(service_name, service_version, execution_id))
 
     def cancel_batch(self, service_name: str, service_version: str, execution_id: str) -> bool:
         """Cancel an execution and delete its results and artifacts.

@@ -20,6 +20,7 @@ from airflow_mlbatch.errors import (
     ContractError,
     InputError,
     MLBatchError,
+    RecordsFailedError,
 )
 from airflow_mlbatch.protocol.results import BatchStatus
 from airflow_mlbatch.protocol.states import BatchState
@@ -76,13 +77,16 @@ def event_of(execution_id: str, outcome: BatchStatus | MLBatchError) -> dict[str
             **summary(execution_id, outcome),
             "message": outcome.message,
         }
-    return {
+    event = {
         "status": "error",
         "execution_id": execution_id,
         "error": type(outcome).__name__,
         "message": str(outcome),
         "is_permanent": outcome.is_permanent,
     }
+    if isinstance(outcome, RecordsFailedError):
+        event.update(failures=list(outcome.failures), counts=outcome.counts)
+    return event
 
 
 def status_of_event(event: Any) -> tuple[str, BatchStatus]:
@@ -108,11 +112,24 @@ def status_of_event(event: Any) -> tuple[str, BatchStatus]:
 
 def _error_of(event: dict[str, Any]) -> MLBatchError:
     kind = getattr(errors, str(event.get("error")), None)
+    if kind is RecordsFailedError:
+        return _records_failed(event)
     if isinstance(kind, type) and issubclass(kind, MLBatchError):
         try:
             return kind(event["message"])
         except TypeError:
             pass  # an error with a longer signature: its base says the same
     error = MLBatchError(event["message"])
+    error.is_permanent = bool(event.get("is_permanent"))
+    return error
+
+
+def _records_failed(event: dict[str, Any]) -> RecordsFailedError:
+    failures, counts = event.get("failures"), event.get("counts")
+    error = RecordsFailedError(
+        event["message"],
+        failures if isinstance(failures, list) else (),
+        **(counts if isinstance(counts, dict) else {}),
+    )
     error.is_permanent = bool(event.get("is_permanent"))
     return error

@@ -16,6 +16,7 @@ from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import completed
 from airflow_mlbatch.links import BatchExecutionLink, is_id, note_batch
 from airflow_mlbatch.operators.assets import emit, with_outlet
+from airflow_mlbatch.operators.batch_summary import BatchSummary, summarised
 from airflow_mlbatch.operators.locations import comparable, location, paths_told
 from airflow_mlbatch.operators.rendered import (
     as_columns,
@@ -225,13 +226,14 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         self._kept: Any = "all"
         self._column_types: Any = "text"
         self._columns: Mapping[str, str] | None = None
+        self._summary = BatchSummary()
 
     def execute(self, context: Context) -> Any:
         """Read, judge, write."""
         self._begin(context["ti"])
         from airflow_mlbatch.datasets.failures import FailurePolicy
 
-        with self._errors():
+        with self._errors(), summarised(context, self) as self._summary:
             policy = FailurePolicy(self.max_failed_records)
             self._check()
             most = as_whole_number("max_xcom_records", self.max_xcom_records)
@@ -251,6 +253,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
                 if self.output_path is None:
                     return self._to_xcom(service, policy, rescored)
                 table = self._to_table(context, service, policy, rescored)
+                self._summary.take_failures(table.failures.failed, table.failures.first)
                 if has_batch:
                     note_batch(context, self, failed=table.counts.failed)
             except RecordsFailedError as error:
@@ -365,6 +368,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         status = self.hook.get_batch_status(
             self.service_name, self.service_version, self.execution_id
         )
+        self._summary.take_status(status)
         return completed(self.execution_id, status).total_item_count
 
     def _first_row(self) -> int:
@@ -474,15 +478,16 @@ class BatchResultsOperator(BatchTask, BaseOperator):
 
         self._read(self.execution_id, take, restart=rows.clear)
         failed = [row for row in rows if not row["success"]]
-        if not policy.allows(len(failed), len(rows)):
-            failures = self._failures(service, failed)
-            policy.judge(len(failed), len(rows), failures, what=f"execution {self.execution_id}")
+        failures = self._failures(service, failed) if failed else []
+        self._summary.take_failures(len(failed), failures)
+        policy.judge(len(failed), len(rows), failures, what=f"execution {self.execution_id}")
         return rows
 
     def _failures(self, service: Service, failed: list[dict[str, Any]]) -> list[Failure]:
         """The first of them, with their inputs where the table is known."""
-        from airflow_mlbatch.datasets.failures import SHOWN_FAILURES, Failure
+        from airflow_mlbatch.datasets.failures import Failure
         from airflow_mlbatch.datasets.readers import read_inputs
+        from airflow_mlbatch.protocol.failures import SHOWN_FAILURES
 
         shown, first_row = failed[:SHOWN_FAILURES], self._first_row()
         inputs: list[dict[str, Any]] = [{} for _ in shown]

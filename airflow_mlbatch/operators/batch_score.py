@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, get_args
 
@@ -27,7 +28,9 @@ from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import completed, status_of_event
 from airflow_mlbatch.links import BatchExecutionLink, note_batch
 from airflow_mlbatch.links.batch_note import STARTED_KEY
+from airflow_mlbatch.operators.batch_summary import BatchSummary, summarised
 from airflow_mlbatch.operators.empty import OnEmpty, check_on_empty, judge_empty
+from airflow_mlbatch.operators.failed_records import check_limit, judge_records, most_failed
 from airflow_mlbatch.operators.locations import location
 from airflow_mlbatch.operators.rendered import (
     as_columns,
@@ -98,6 +101,12 @@ class BatchScoreOperator(BatchTask, BaseOperator):
     :param poll_interval: seconds (or a ``timedelta``) between polls while waiting
     :param timeout: seconds (or a ``timedelta``) from the submission, across retries, until the batch
         is cancelled and the task fails; ``None`` for no limit
+    :param max_failed_records: fail the task when more records failed: a count, or a fraction of the
+        records; ``None`` judges nothing. Needs ``wait_for_completion``
+    :param stop_early: cancel the batch and fail as soon as partial results show more failed records
+        than ``max_failed_records`` allows; the results of the other records are lost then
+    :param report_failures: read the results at the end of the wait, and log how many records failed
+        and the first of them
     :param cancel_on_kill: cancel the batch when a user kills, clears or marks the task while it runs
         or is deferred (deferred: Airflow 3.3)
     :param durable: keep the note about the batch in Airflow's task state store (3.3)
@@ -120,6 +129,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         "columns",
         "row_range",
         "parallel_count",
+        "max_failed_records",
         "mlbatch_conn_id",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"records": "json", "columns": "json"}
@@ -144,6 +154,9 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         poll_interval: float | timedelta = 30.0,
         timeout: float | timedelta | None = None,
+        max_failed_records: float | None = None,
+        stop_early: bool = False,
+        report_failures: bool = True,
         cancel_on_kill: bool = True,
         durable: bool = True,
         on_ambiguous_submission: OnAmbiguousSubmission = "fail",
@@ -167,6 +180,9 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         self.deferrable = deferrable
         self.poll_interval = poll_interval
         self.timeout = timeout
+        self.max_failed_records = max_failed_records
+        self.stop_early = stop_early
+        self.report_failures = report_failures
         self.cancel_on_kill = cancel_on_kill
         self.durable = durable
         self.on_ambiguous_submission = on_ambiguous_submission
@@ -178,12 +194,14 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         # The arguments as execute() understood them.
         self._parallel, self._pause = PARALLEL_COUNT, 30.0
         self._limit: float | None = None
+        self._most_failed: int | None = None
+        self._summary = BatchSummary()
 
     def execute(self, context: Context) -> str | None:
         """Start the batch, and wait for it if asked to."""
         started_at = time.time()
         self._begin(context["ti"])
-        with self._errors():
+        with self._errors(), self._summarised(context):
             self._check()
             siblings = self._siblings(context)
             self._tell_what_was_left(context, siblings)
@@ -216,7 +234,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             self.log.warning("the trigger sent no event; looking for the batch again")
             return self.execute(context)
         self._begin(context["ti"])
-        with self._errors():
+        with self._errors(), self._summarised(context):
             if isinstance(event, dict) and isinstance(event.get("execution_id"), str):
                 # First, because the link is stored again at the end, also where the task fails.
                 self._running(event["execution_id"])
@@ -230,9 +248,10 @@ class BatchScoreOperator(BatchTask, BaseOperator):
                     raise
                 self.log.warning("%s; an earlier attempt cancelled it: starting another one", error)
                 return self.execute(context)
-            completed(execution_id, status)
+            self._complete(execution_id, status)
             if not is_proven:
                 self._confirm(context, execution_id)
+            self._judge()
         return self._succeeded(context)
 
     def resume_execution(
@@ -244,17 +263,19 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         if note is None or note.get("execution_id") is None:
             return super().resume_execution(next_method, next_kwargs, context)
         self._begin(context["ti"])
-        with self._errors():
+        with self._errors(), self._summarised(context):
             self._check()
             self._running(note["execution_id"])
             now = time.time()
             # Which limit it was is not handed on: where it is not the task's, it is the attempt's.
             own = self._deadline(float(note["submitted_at"]), math.inf)
             limited_by = "timeout" if own.has_passed(now) else "execution_timeout"
-            status = self._watch(note["execution_id"], Deadline(now, limited_by))
-            completed(note["execution_id"], status)
+            execution_id = note["execution_id"]
+            status = self._watch(execution_id, Deadline(now, limited_by))
+            self._complete(execution_id, status)
             if not note.get("is_proven", True):
-                self._confirm(context, note["execution_id"])
+                self._confirm(context, execution_id)
+            self._judge()
         return self._succeeded(context)
 
     def on_kill(self) -> None:
@@ -280,6 +301,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             for field, given in of_a_table.items():
                 if given is not None:
                     raise InputError(f"input_path: found nothing, expected the table for {field}")
+        check_limit(self)
         # What waits must be right before there is something to wait for.
         self._pause = as_seconds("poll_interval", self.poll_interval)
         self._limit = None if self.timeout is None else as_seconds("timeout", self.timeout)
@@ -357,10 +379,13 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         if self._is_unwanted:
             self._cancel_once(submitted.execution_id)
             raise BatchError(f"execution {submitted.execution_id} had just been started")
+        self._summary.total = count
         if self.wait_for_completion:
+            self._most_failed = most_failed(self, count)
             self._wait(submitted, started_at)
             if not submitted.is_proven:
                 self.hook.run(submission.confirm(submitted.execution_id), self._log_report)
+            self._judge()
 
     def _was_cancelled_before(self, context: Context, *, is_adopted: bool) -> bool:
         """Whether a batch that is gone was cancelled by an earlier attempt, and by nobody else.
@@ -411,7 +436,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
                 self._defer(submitted, deadline)
         else:
             status = self._watch(submitted.execution_id, deadline)
-        completed(submitted.execution_id, status)
+        self._complete(submitted.execution_id, status)
 
     def _watch(self, execution_id: str, deadline: Deadline) -> BatchStatus:
         try:
@@ -421,6 +446,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
                 execution_id,
                 poll_interval=self._pause,
                 deadline=deadline.at,
+                most_failed=self._most_failed,
                 on_report=self._log_report,
             )
         except BatchTimeoutError as error:
@@ -436,6 +462,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             poll_interval=self._pause,
             deadline=deadline.at,
             cancel_on_kill=self.cancel_on_kill,
+            most_failed=self._most_failed,
         )
         self._has_deferred = self.cancel_on_kill
         self.defer(
@@ -472,6 +499,20 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             # As when Airflow itself stops a task for its execution_timeout: a retry may try again.
             raise AirflowException(f"execution_timeout: {error}; {told}") from error
 
+    # --- what became of it -----------------------------------------------------------------------
+
+    @contextmanager
+    def _summarised(self, context: Context) -> Iterator[None]:
+        with summarised(context, self) as self._summary:
+            yield
+
+    def _complete(self, execution_id: str, status: BatchStatus) -> None:
+        self._summary.take_status(status)
+        completed(execution_id, status)
+
+    def _judge(self) -> None:
+        judge_records(self, self._summary)
+
     def _succeeded(self, context: Context) -> str | None:
         store = self._store(context)
         if store is not None:
@@ -486,8 +527,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         elif report.warning is not None:
             self.log.warning("poll of execution %s: %s", self.execution_id, report.warning)
         else:
-            status: BatchStatus = report.status
-            self.log.info("execution %s: %s", self.execution_id, status)
+            self.log.info("execution %s: %s", self.execution_id, report.progress)
 
 
 def score_task_ids(context: Context) -> list[str]:

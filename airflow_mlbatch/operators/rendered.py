@@ -25,6 +25,7 @@ __all__ = [
     "as_table",
     "as_whole_number",
     "check_choice",
+    "is_none",
 ]
 
 
@@ -90,7 +91,7 @@ def as_list(found: Any, *, of: type | tuple[type, ...] = object) -> list[Any]:
 
 def as_kept_columns(found: Any) -> Any:
     """``"all"``, ``None``, or a list of names."""
-    if _is_none(found):
+    if is_none(found):
         return None
     return found if found == "all" else as_list(found, of=str)
 
@@ -100,7 +101,7 @@ def as_columns(found: Any) -> Mapping[str, str] | None:
 
     :raises InputError: it is something else
     """
-    columns = None if _is_none(found) else as_table(found)
+    columns = None if is_none(found) else as_table(found)
     if columns is not None and not isinstance(columns, Mapping):
         raise InputError(
             f"columns: found {columns!r:.80}, expected a dict of the service's inputs and the "
@@ -131,7 +132,7 @@ def as_row_range(found: Any) -> RowRange | None:
 
     :raises InputError: it is something else
     """
-    if _is_none(found):
+    if is_none(found):
         return None
     pair = as_list(found, of=(int, type(None)))
     return row_range_of([_as_bound(number) for number in pair] if len(pair) == 2 else found)
@@ -139,7 +140,7 @@ def as_row_range(found: Any) -> RowRange | None:
 
 def _as_bound(found: Any) -> Any:
     """A bound that was a template of its own; what is no number is left for the range to refuse."""
-    if _is_none(found):
+    if is_none(found):
         return None
     try:
         return as_whole_number("row_range", found)
@@ -147,6 +148,6 @@ def _as_bound(found: Any) -> Any:
         return found
 
 
-def _is_none(found: Any) -> bool:
-    # A template makes a text of None, too.
+def is_none(found: Any) -> bool:
+    """Whether nothing was given; a template makes a text of ``None``, too."""
     return found is None or (isinstance(found, str) and found in ("", "None"))

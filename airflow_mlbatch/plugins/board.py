@@ -20,6 +20,7 @@ from typing import Any
 from airflow_mlbatch.errors import ExecutionNotFoundError, MLBatchError
 from airflow_mlbatch.plugins.notes import Batch
 from airflow_mlbatch.plugins.servers import sentence
+from airflow_mlbatch.protocol.progress import recent_rate
 from airflow_mlbatch.protocol.results import BatchStatus
 
 __all__ = ["INTERVAL_SECONDS", "Board", "Seen"]
@@ -75,14 +76,10 @@ class Seen:
         """Records a second lately; from the start of the batch where it was not watched."""
         if not self.samples:
             return None
-        until, done = self.samples[-1]
-        since, before = next(
-            (sample for sample in self.samples if sample[0] >= until - _RATE_SECONDS),
-            self.samples[-1],
-        )
-        if since == until and submitted_at is not None:
-            since, before = submitted_at, 0
-        return (done - before) / (until - since) if until > since else None
+        lately = recent_rate(self.samples, _RATE_SECONDS)
+        if lately is None and submitted_at is not None:
+            return recent_rate([(submitted_at, 0), self.samples[-1]])
+        return lately
 
 
 class Board:

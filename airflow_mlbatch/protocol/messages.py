@@ -145,12 +145,14 @@ class Report:
     :param problem: what went wrong
     :param attempt: how many tries have failed by now; 0 where nothing is tried again
     :param pause: seconds until the next try; ``None`` where there is none
+    :param progress: of a poll: how far the batch is, how fast, and how long it will take
     """
 
     status: Any = None
     problem: str | None = None
     attempt: int = 0
     pause: float | None = None
+    progress: str = ""
 
     @property
     def warning(self) -> str | None:

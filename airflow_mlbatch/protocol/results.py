@@ -26,6 +26,7 @@ from airflow_mlbatch.protocol.types import TYPES, from_wire, json_decoder
 from airflow_mlbatch.protocol.values import Misfit
 
 __all__ = [
+    "NO_MESSAGE",
     "BatchResults",
     "BatchStatus",
     "BeginningSink",
@@ -349,7 +350,7 @@ class _BlockDecoder:
         success = list(map(_SUCCESS, rows))
         errors: list[str | None] = [None] * len(rows)
         if not all(success):
-            errors = [None if row.success else row.error or _NO_MESSAGE for row in rows]
+            errors = [None if row.success else row.error or NO_MESSAGE for row in rows]
         return RecordBlock(
             first_index=first_index,
             success=success,
@@ -393,7 +394,7 @@ class _BlockDecoder:
         )
 
 
-_NO_MESSAGE = "the server gave no message"
+NO_MESSAGE = "the server gave no message"
 _SUCCESS, _CONSOLE, _CHANGED = map(attrgetter, ("success", "console", "changed"))
 
 
@@ -478,7 +479,7 @@ def _read_record(item: Any, outputs: Sequence[Parameter] | None, index: int) -> 
         index=index,
         success=success,
         outputs=values,
-        error=None if success else message or _NO_MESSAGE,
+        error=None if success else message or NO_MESSAGE,
         console_output=str(found.get("consoleOutput") or ""),
         artifacts=tuple(dict.fromkeys([*map(str, names), *files])),
         files=files,

@@ -27,6 +27,7 @@ from airflow_mlbatch.errors import BatchFailedError, BatchTimeoutError, MLBatchE
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors, completed, status_of_event, summary
 from airflow_mlbatch.links import BatchExecutionLink, note_batch
+from airflow_mlbatch.protocol.progress import Pace
 from airflow_mlbatch.protocol.results import BatchStatus
 from airflow_mlbatch.triggers import BatchStateTrigger
 from airflow_mlbatch.triggers.deferral import Deadline, is_out_of_time
@@ -93,6 +94,7 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
         self.cancel_on_kill = cancel_on_kill
         self._started_at = 0.0
         self._since: float | None = None
+        self._pace = Pace()
 
     def execute(self, context: Context) -> Any:
         """Poll, in the way that was asked for."""
@@ -131,7 +133,8 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
                     deadline=deadline.at,
                     on_report=self._log_problem,
                 )
-            self.log.info("execution %s: %s", self.execution_id, status)
+            self._pace.take(time.time(), status)
+            self.log.info("execution %s: %s", self.execution_id, self._pace.line(status))
             if status.is_terminal:
                 return PokeReturnValue(is_done=True, xcom_value=self._ended(status))
             if self.deferrable:

@@ -168,6 +168,8 @@ class BatchScoreTaskGroup(TaskGroup):
                     deferrable=deferrable,
                     poll_interval=poll_interval,
                     timeout=timeout,
+                    # The task that writes the part reads the results, and reports what failed.
+                    report_failures=False,
                     on_ambiguous_submission=on_ambiguous_submission,
                     recognise_by_scoring=recognise_by_scoring,
                     max_active_tis_per_dagrun=max_active_batches,

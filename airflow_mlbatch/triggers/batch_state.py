@@ -42,6 +42,8 @@ class BatchStateTrigger(BaseTrigger):
         triggerer; ``None`` waits for ever
     :param cancel_on_kill: cancel the execution when a user kills, clears or marks the deferred task
         (Airflow 3.3; earlier versions do not tell a trigger)
+    :param most_failed: how many records may fail; once partial results show more, the execution is
+        cancelled and the event is an error; ``None`` looks at no results
     """
 
     timing: Timing | None = None
@@ -56,6 +58,7 @@ class BatchStateTrigger(BaseTrigger):
         poll_interval: float = 30.0,
         deadline: float | None = None,
         cancel_on_kill: bool = False,
+        most_failed: int | None = None,
     ) -> None:
         super().__init__()
         self.service_name = service_name
@@ -65,6 +68,7 @@ class BatchStateTrigger(BaseTrigger):
         self.poll_interval = poll_interval
         self.deadline = deadline
         self.cancel_on_kill = cancel_on_kill
+        self.most_failed = most_failed
         self._session: AsyncSession | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -79,6 +83,7 @@ class BatchStateTrigger(BaseTrigger):
                 "poll_interval": self.poll_interval,
                 "deadline": self.deadline,
                 "cancel_on_kill": self.cancel_on_kill,
+                "most_failed": self.most_failed,
             },
         )
 
@@ -91,12 +96,13 @@ class BatchStateTrigger(BaseTrigger):
             session = await self._acquired()
             self._prepare_for_kill()
             outcome = await session.run(
-                session.flows.watch_batch(
+                session.flows.watch_with_limit(
                     self.service_name,
                     self.service_version,
                     self.execution_id,
                     poll_interval=self.poll_interval,
                     deadline=self.deadline,
+                    most_failed=self.most_failed,
                 ),
                 self._log_report,
             )
@@ -186,7 +192,7 @@ class BatchStateTrigger(BaseTrigger):
         if report.warning is not None:
             self.log.warning("poll of execution %s: %s", self.execution_id, report.warning)
         else:
-            self.log.info("execution %s: %s", self.execution_id, report.status)
+            self.log.info("execution %s: %s", self.execution_id, report.progress)
 
 
 async def _loaded(module: str, name: str) -> Any:

@@ -136,3 +136,11 @@ def stubborn(key: str, x: float) -> float:
         if times <= 2:
             raise RuntimeError(f"time {times} for {key}")
     return abs(x)
+
+
+@service("fussy", version="1", inputs={"gate": str, "x": float}, outputs={"y": float})
+def fussy(gate: str | None, x: float) -> float:
+    """Fails on negative numbers; waits for its gate, if it has one."""
+    if x < 0:
+        raise ValueError(f"x is negative: {x}")
+    return gated(gate, x)

@@ -10,6 +10,7 @@ module       subject
 services     conversations about services and about the server
 publishing   conversations that bring services in and take them away
 batches      conversations about batches and what they leave
+failures     conversations about records that failed, and an end when they are too many
 session      what all conversations share: a request with a token, errors without secrets
 tokens       the token of a session: when it is renewed, and by whom
 logins       the ways to get a token, one class each
@@ -23,7 +24,8 @@ policy       how patient all of this is
 
 from __future__ import annotations
 
-from airflow_mlbatch.protocol.flows.batches import PARALLEL_COUNT, BatchFlows
+from airflow_mlbatch.protocol.flows.batches import PARALLEL_COUNT
+from airflow_mlbatch.protocol.flows.failures import FailureFlows
 from airflow_mlbatch.protocol.flows.logins import EntraLogin, Login, PasswordLogin, ReadyToken
 from airflow_mlbatch.protocol.flows.policy import Policy
 from airflow_mlbatch.protocol.flows.publishing import PublishingFlows
@@ -39,7 +41,7 @@ __all__ = [
 ]
 
 
-class Flows(PublishingFlows, BatchFlows):
+class Flows(PublishingFlows, FailureFlows):
     """The conversations of one session: one server, one user, one pair of tokens.
 
     :param login: how to get a token

@@ -18,8 +18,16 @@ from airflow_mlbatch.errors import (
 )
 from airflow_mlbatch.protocol import routes
 from airflow_mlbatch.protocol.documents import is_bearer, read_execution_id, read_names, shown
-from airflow_mlbatch.protocol.flows.session import NO_LIMIT, Session, discreet, of_service
+from airflow_mlbatch.protocol.flows.session import (
+    NO_LIMIT,
+    Session,
+    discreet,
+    of_execution,
+    of_service,
+    partial_results,
+)
 from airflow_mlbatch.protocol.messages import Flow, Now, Report, Sink, Wait
+from airflow_mlbatch.protocol.progress import Pace
 from airflow_mlbatch.protocol.results import (
     BatchStatus,
     BeginningSink,
@@ -122,11 +130,11 @@ class BatchFlows(Session):
         self, service_name: str, service_version: str, execution_id: str
     ) -> Flow[BatchStatus]:
         """State and counts, without reading on once they are known; of a failed batch also why."""
-        named = _execution(service_name, service_version, execution_id)
+        named = of_execution(service_name, service_version, execution_id)
         reply = yield from self._call(
             routes.BATCH,
             named,
-            query=_partial(False),
+            query=partial_results(False),
             open_sink=StatusSink,
             max_body=NO_LIMIT,
         )
@@ -141,7 +149,7 @@ class BatchFlows(Session):
             reply = yield from self._call(
                 routes.BATCH,
                 named,
-                query=_partial(True),
+                query=partial_results(True),
                 open_sink=FailureSink,
                 max_body=NO_LIMIT,
             )
@@ -194,8 +202,8 @@ class BatchFlows(Session):
 
         reply = yield from self._call(
             routes.BATCH,
-            _execution(service_name, service_version, execution_id),
-            query=_partial(partial),
+            of_execution(service_name, service_version, execution_id),
+            query=partial_results(partial),
             open_sink=open_sink,
             max_body=NO_LIMIT,
             is_small=False,
@@ -220,8 +228,8 @@ class BatchFlows(Session):
         """
         reply = yield from self._call(
             routes.BATCH,
-            _execution(service_name, service_version, execution_id),
-            query=_partial(True),
+            of_execution(service_name, service_version, execution_id),
+            query=partial_results(True),
             open_sink=lambda: BeginningSink(outputs, max_bytes),
             max_body=NO_LIMIT,
         )
@@ -236,7 +244,7 @@ class BatchFlows(Session):
 
         :return: false when it was gone already, which is what a repeat after a lost line finds
         """
-        named = _execution(service_name, service_version, execution_id)
+        named = of_execution(service_name, service_version, execution_id)
         try:
             yield from self._call(routes.CANCEL_BATCH, named)
         except ExecutionNotFoundError:
@@ -251,7 +259,10 @@ class BatchFlows(Session):
 
         :param index: zero-based place of the record
         """
-        named = {**_execution(service_name, service_version, execution_id), "index": _index(index)}
+        named = {
+            **of_execution(service_name, service_version, execution_id),
+            "index": _index(index),
+        }
         reply = yield from self._call(routes.FILES, named)
         return read_names(reply.body, f"files of record {index}")
 
@@ -274,7 +285,7 @@ class BatchFlows(Session):
         :raises ArtifactNotFoundError: the record left no such file
         """
         named = {
-            **_execution(service_name, service_version, execution_id),
+            **of_execution(service_name, service_version, execution_id),
             "index": _index(index),
             "fileName": file_name,
         }
@@ -297,6 +308,7 @@ class BatchFlows(Session):
         poll_interval: float,
         deadline: float | None = None,
         is_over: Callable[[BatchStatus], bool] = _is_terminal,
+        pace: Pace | None = None,
     ) -> Flow[BatchStatus]:
         """Poll until the execution is complete or failed.
 
@@ -306,10 +318,11 @@ class BatchFlows(Session):
         :param poll_interval: seconds between polls
         :param deadline: epoch seconds; ``None`` waits for ever
         :param is_over: another end of the watch than that of the batch
+        :param pace: of an earlier watch of this batch
         :raises BatchTimeoutError: the deadline passed; says how far the batch came
         :raises ExecutionNotFoundError: the execution is gone
         """
-        problems, last = 0, None
+        problems, last, pace = 0, None, pace or Pace()
         while True:
             now = yield Now()
             is_last = deadline is not None and now >= deadline
@@ -326,9 +339,12 @@ class BatchFlows(Session):
             else:
                 problems, last = 0, status
             now = yield Now()
+            if error is None:
+                pace.take(now, status)
             rest = poll_interval if deadline is None else min(poll_interval, deadline - now)
             pause = None if is_last else max(rest, 0.0)
-            yield Report(last, problem, problems, pause if error is not None else None)
+            repeat = pause if error is not None else None
+            yield Report(last, problem, problems, repeat, pace.line(last) if last else "")
             if error is None and is_over(status):
                 return status
             if pause is None:
@@ -399,17 +415,7 @@ def _wrong_number(execution_id: str, count: int, promised: int) -> ContractError
     )
 
 
-def _execution(service_name: str, service_version: str, execution_id: str) -> dict[str, str]:
-    return {**of_service(service_name, service_version), "executionId": execution_id}
-
-
 def _index(index: object) -> str:
     if isinstance(index, bool) or not isinstance(index, int) or index < 0:
         raise InputError(f"index: found {index!r}, expected a zero-based whole number")
     return str(index)
-
-
-def _partial(partial: bool) -> dict[str, str]:
-    # The Swagger document and the vendor's two clients spell it differently.
-    word = "true" if partial else "false"
-    return {"showPartialResults": word, "showPartialResult": word}

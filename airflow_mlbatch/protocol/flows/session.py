@@ -17,7 +17,7 @@ from airflow_mlbatch.protocol.flows.tokens import TokenKeeper
 from airflow_mlbatch.protocol.messages import MIB, Flow, Reply, Send, Sink
 from airflow_mlbatch.protocol.routes import Route
 
-__all__ = ["NO_LIMIT", "Session", "discreet", "of_service"]
+__all__ = ["NO_LIMIT", "Session", "discreet", "of_execution", "of_service", "partial_results"]
 
 # For replies that a sink takes: they grow with the batch, and a sink never holds one whole.
 NO_LIMIT = 2**63 - 1
@@ -115,3 +115,15 @@ def _with_token(request: Send, token: str) -> Send:
 def of_service(service_name: str, service_version: str) -> dict[str, str]:
     """The placeholders that name a service."""
     return {"name": service_name, "version": service_version}
+
+
+def of_execution(service_name: str, service_version: str, execution_id: str) -> dict[str, str]:
+    """The placeholders that name a batch."""
+    return {**of_service(service_name, service_version), "executionId": execution_id}
+
+
+def partial_results(is_wanted: bool) -> dict[str, str]:
+    """The query that asks for the results of a running batch, or leaves them out."""
+    # The Swagger document and the vendor's two clients spell it differently.
+    word = "true" if is_wanted else "false"
+    return {"showPartialResults": word, "showPartialResult": word}
