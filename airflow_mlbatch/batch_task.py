@@ -1,7 +1,7 @@
 """What the tasks about one batch have in common: a hook, a link, and an end that comes too soon.
 
 Law: :meth:`BatchTask._cancel_once` is the only place in a worker that sends the DELETE of an unwanted
-batch, and it sends it once. What decides about it is the task's fate (see
+batch, and it sends it once; a task that was told to stop starts nothing. What decides about it is the task's fate (see
 :mod:`airflow_mlbatch.hooks.task_fate`), never the signal alone.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowTaskTimeout
 
-from airflow_mlbatch.errors import MLBatchError
+from airflow_mlbatch.errors import BatchError, MLBatchError, SubmissionStoppedError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors
 from airflow_mlbatch.hooks.task_fate import Fate, ask_for_fate, can_be_retried
@@ -30,6 +30,8 @@ _QUESTION_SECONDS = 2.5
 # The signal handler returns after this, because an answer can only come once the main thread goes on.
 _HANDLER_SECONDS = 1.0
 _CANCEL_SECONDS = 2.0
+# By then Airflow has killed a process that it does not want any more.
+_KILLED_WITHIN_SECONDS = 10.0
 
 
 def owner_of(ti: Any) -> Owner:
@@ -61,6 +63,9 @@ class BatchTask:
     _ti: Any = None
     # The execution that ends with this task, once there is one.
     _own_execution_id: str | None = None
+    # Airflow has told this process to stop; what that means for the batch is found out in a thread.
+    _is_told_to_stop: bool = False
+    _deciding: threading.Thread | None = None
     # The kill came before there was an execution: whoever learns its id cancels it.
     _is_unwanted: bool = False
     # Airflow stopped this attempt for its execution_timeout; it calls on_kill() then as well.
@@ -85,13 +90,19 @@ class BatchTask:
 
     def _begin(self, ti: Any) -> None:
         """Start a segment of the task: nothing has been killed or cancelled yet."""
-        self._ti, self._cancelling = ti, threading.Lock()
+        self._ti = ti
+        if self._cancelling is None:
+            self._cancelling = threading.Lock()
+        if self._is_told_to_stop:
+            return  # It was before this segment, and that holds.
         self._is_unwanted = self._is_out_of_time = False
         self._has_deferred = self._has_cancelled = False
 
     # --- an end that comes too soon --------------------------------------------------------------
 
-    def _end_early(self, before_cancel: Callable[[], None] | None = None) -> None:
+    def _end_early(
+        self, before_cancel: Callable[[], None] | None = None, *, cancels: bool = True
+    ) -> None:
         """What ``on_kill`` does: find out what became of the task, and cancel its batch if it ended.
 
         The work is done in a thread. It needs an answer from the supervisor, and the main thread may
@@ -99,13 +110,16 @@ class BatchTask:
         and then lets the main thread go on.
 
         :param before_cancel: called once it is known that the batch is not wanted any more
+        :param cancels: whether a batch that runs already ends with the task
         """
-        if self._ti is None or self._hook is None:
+        self._is_told_to_stop = True
+        if not cancels or self._ti is None or self._hook is None:
             return  # This process has not talked to the server, so there is nothing to cancel.
         decided = threading.Event()
         worker = threading.Thread(
             target=self._decide, args=(decided, before_cancel), name="mlbatch-kill", daemon=True
         )
+        self._deciding = worker
         worker.start()
         if decided.wait(_HANDLER_SECONDS):
             worker.join(_CANCEL_SECONDS)
@@ -147,6 +161,27 @@ class BatchTask:
             "Airflow did not say what became of this task, and no other attempt can come",
         )
 
+    def _stop_if_told(self) -> None:
+        """Called right before a batch is started: a task that was told to stop starts none.
+
+        Airflow lets a task run on after ``on_kill``. Where a user has ended it, an error is what is
+        left to do. Otherwise another worker may run the task at this moment, and an error of this one
+        would end that attempt, too; so this one waits to be killed. Nobody kills it when its node is
+        drained: then the error asks for a retry in time.
+
+        :raises SubmissionStoppedError: the task was told to stop
+        """
+        if not self._is_told_to_stop:
+            return
+        if self._deciding is not None:
+            self._deciding.join(_QUESTION_SECONDS + _CANCEL_SECONDS)
+        if not self._is_unwanted:
+            self.log.warning("the task was told to stop, so it starts no batch")
+            (self.timing or Timing()).sleep(_KILLED_WITHIN_SECONDS)
+        raise SubmissionStoppedError(
+            "the task was told to stop before it had started its batch, so it starts none"
+        )
+
     def segment_ended(self) -> None:
         """Cancel the batch if Airflow has refused the deferral that this attempt ended with.
 
@@ -159,6 +194,15 @@ class BatchTask:
             if fate is not None and fate.is_end_of_batch:
                 self.log.warning("the task %s while it was deferred", fate.value)
                 self._cancel_once(self._own_execution_id)
+
+    def _cancel_if_unwanted(self, execution_id: str) -> None:
+        """Called when the id of a batch becomes known: the kill may have come before.
+
+        :raises BatchError: it has, and the batch is cancelled
+        """
+        if self._is_unwanted:
+            self._cancel_once(execution_id)
+            raise BatchError(f"execution {execution_id} had just been started")
 
     def _cancel_once(self, execution_id: str) -> None:
         """Send the DELETE of an unwanted batch, unless it was sent already."""

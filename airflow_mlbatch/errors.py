@@ -29,7 +29,8 @@
         ├── BatchTimeoutError           the deadline passed
         ├── RecordsFailedError          more failed records than the policy allows
         ├── AmbiguousSubmissionError    an execution could be ours, and nothing can prove it
-        └── SubmissionUndecidedError    an execution could be ours, and waiting may prove it
+        ├── SubmissionUndecidedError    an execution could be ours, and waiting may prove it
+        └── SubmissionStoppedError      the task was told to stop before it started a batch
 
 ``is_permanent`` tells a scheduler whether trying again later can help: it is true where the same
 request would meet the same answer. This module imports nothing, so that every room can use it.
@@ -65,6 +66,7 @@ __all__ = [
     "ReplyTooLargeError",
     "ServiceExistsError",
     "ServiceNotFoundError",
+    "SubmissionStoppedError",
     "SubmissionUndecidedError",
     "SubmissionUnknownError",
     "UnavailableError",
@@ -249,6 +251,10 @@ class AmbiguousSubmissionError(BatchError):
 
 class SubmissionUndecidedError(BatchError):
     """An execution could be the one that this task started. Time may tell: the next attempt looks again."""
+
+
+class SubmissionStoppedError(BatchError):
+    """The task was told to stop before it had started its batch, so it starts none."""
 
 
 def _records_failed(

@@ -296,8 +296,13 @@ class MLBatchHook(PublishingMethods, BaseHook):
         *,
         idempotency_key: str | None = None,
         server_knows_keys: bool = False,
+        before_send: Callable[[], None] | None = None,
     ) -> str:
-        """:meth:`start_batch` with a body that :meth:`encode_records` made."""
+        """:meth:`start_batch` with a body that :meth:`encode_records` made.
+
+        :param before_send: called right before the request goes out, and before each repeat; what it
+            raises ends the conversation
+        """
         return self.run(
             self.flows.start_batch(
                 service_name,
@@ -306,6 +311,7 @@ class MLBatchHook(PublishingMethods, BaseHook):
                 parallel_count,
                 idempotency_key=idempotency_key,
                 server_knows_keys=server_knows_keys,
+                before_send=before_send,
             )
         )
 

@@ -433,12 +433,14 @@ class BatchResultsOperator(BatchTask, BaseOperator):
             body,
             self._parallel,
             idempotency_key=owner_of(self._ti).key(payload.fingerprint(round_of)),
+            before_send=self._stop_if_told,
         )
         self._own_execution_id = execution_id
         if store is not None:
             store.set(_RESCORING_KEY, execution_id)
         rescored.execution_ids.append(execution_id)
         try:
+            self._cancel_if_unwanted(execution_id)
             status = self.hook.watch_batch(*named, execution_id, poll_interval=self._pause)
             completed(execution_id, status)
             records: list[RecordResult] = []
@@ -446,7 +448,8 @@ class BatchResultsOperator(BatchTask, BaseOperator):
                 execution_id, lambda block: records.extend(block), restart=lambda: records.clear()
             )
         finally:
-            self.hook.cancel_batch(*named, execution_id)
+            if not self._has_cancelled:
+                self.hook.cancel_batch(*named, execution_id)
             self._own_execution_id = None
             if store is not None:
                 store.delete(_RESCORING_KEY)

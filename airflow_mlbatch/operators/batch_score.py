@@ -18,7 +18,6 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_mlbatch.batch_task import BatchTask, owner_of
 from airflow_mlbatch.errors import (
-    BatchError,
     BatchTimeoutError,
     ExecutionNotFoundError,
     InputError,
@@ -280,8 +279,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
 
     def on_kill(self) -> None:
         """Cancel the batch, if Airflow has ended the task that is told to stop."""
-        if self.cancel_on_kill:
-            self._end_early(self._note_cancellation)
+        self._end_early(self._note_cancellation, cancels=self.cancel_on_kill)
 
     # --- the records -----------------------------------------------------------------------------
 
@@ -362,6 +360,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
                 random.random,
                 is_allowed=self.recognise_by_scoring,
             ),
+            stop_if_told=self._stop_if_told,
         )
 
     def _submit_and_wait(
@@ -376,9 +375,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         self._running(submitted.execution_id)
         context["ti"].xcom_push(key=EXECUTION_ID_KEY, value=submitted.execution_id)
         note_batch(context, self, STARTED_KEY, submitted_at=submitted.submitted_at, count=count)
-        if self._is_unwanted:
-            self._cancel_once(submitted.execution_id)
-            raise BatchError(f"execution {submitted.execution_id} had just been started")
+        self._cancel_if_unwanted(submitted.execution_id)
         self._summary.total = count
         if self.wait_for_completion:
             self._most_failed = most_failed(self, count)

@@ -74,6 +74,8 @@ class Send:
     :param is_repeatable: whether it may be sent again although the server may have it already
     :param is_alone: whether to open a line for it and to close that afterwards. A line that was
         kept can be dying on the other side, and then nobody knows whether a request arrived.
+    :param before_send: called right before the request goes out, each time; what it raises ends the
+        conversation. The flow calls it, not the driver.
     """
 
     route: Route
@@ -85,6 +87,7 @@ class Send:
     seconds: float | None = None
     is_repeatable: bool = False
     is_alone: bool = False
+    before_send: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)

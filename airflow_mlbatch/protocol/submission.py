@@ -24,7 +24,7 @@ records are to be scored again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -33,6 +33,7 @@ from airflow_mlbatch.errors import (
     AmbiguousSubmissionError,
     ExecutionNotFoundError,
     MLBatchError,
+    SubmissionStoppedError,
     SubmissionUndecidedError,
     SubmissionUnknownError,
 )
@@ -232,6 +233,7 @@ class Submission:
         cleared, or of other records
     :param claims: what the other tasks of the run tell
     :param recognition: how executions are recognised on a server that knows no keys
+    :param stop_if_told: raises :class:`SubmissionStoppedError` once the task was told to stop
     """
 
     def __init__(
@@ -246,10 +248,12 @@ class Submission:
         on_ambiguous_submission: OnAmbiguousSubmission,
         claims: Claims,
         recognition: Recognition,
+        stop_if_told: Callable[[], None] = lambda: None,
     ) -> None:
         self._flows, self._store, self._payload = flows, store, payload
         self._owner, self._cancels, self._claims = owner, cancels, claims
         self._on_ambiguous, self._recognition = on_ambiguous_submission, recognition
+        self._stop_if_told = stop_if_told
         self._named = (payload.service_name, payload.service_version)
         self._fingerprint = payload.fingerprint(server_url)
         self._key = owner.key(self._fingerprint)
@@ -260,6 +264,7 @@ class Submission:
         :raises AmbiguousSubmissionError: an execution could be ours, and nothing can prove it
         :raises SubmissionUndecidedError: an execution could be ours, and waiting may prove it
         :raises SubmissionUnknownError: the reply was lost, and the server shows no new execution
+        :raises SubmissionStoppedError: the task was told to stop, so no batch is started any more
         """
         note, since = read_note(self._store), None
         if note is not None and self._is_ours(note):
@@ -420,6 +425,8 @@ class Submission:
 
     def _start(self, since: float | None = None, *, is_last: bool = False) -> Flow[Submitted]:
         listed, has_keys = yield from self._flows.find_batch_executions(*self._named, self._key)
+        # Now already: an intent that leads to no request would only puzzle the next attempt.
+        self._stop_if_told()
         note = yield from self._write_intent(listed, since if has_keys else None, has_keys=has_keys)
         if has_keys:
             for execution_id in listed:
@@ -434,12 +441,23 @@ class Submission:
                 self._payload.parallel_count,
                 idempotency_key=self._key,
                 server_knows_keys=has_keys,
+                before_send=self._stop_if_told,
             )
+        except SubmissionStoppedError as error:
+            return (yield from self._find_sent(note, error))
         except SubmissionUnknownError as error:
             if has_keys:
                 raise  # The next attempt sends the same key.
             return (yield from self._settle_at_once(note, listed, error, is_last=is_last))
         return self._keep(note, execution_id, is_adopted=False)
+
+    def _find_sent(self, note: dict[str, Any], error: MLBatchError) -> Flow[Submitted]:
+        """The task was told to stop between two tries of its request; the first may have arrived."""
+        if note["has_keys"]:
+            listed, _ = yield from self._flows.find_batch_executions(*self._named, self._key)
+            if listed:
+                return self._keep(note, listed[0], is_adopted=True)
+        raise error
 
     def _write_intent(
         self, listed: Sequence[str], since: float | None, *, has_keys: bool

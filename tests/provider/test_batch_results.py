@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,28 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as parquet
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, Asset, AssetAlias
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    Asset,
+    AssetAlias,
+)
 from airflow.sdk import DAG, ObjectStoragePath
 
-from airflow_mlbatch.errors import BatchError, ExecutionNotFoundError, RecordsFailedError
+from airflow_mlbatch.errors import (
+    BatchError,
+    ExecutionNotFoundError,
+    RecordsFailedError,
+    SubmissionStoppedError,
+)
 from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.operators import BatchResultsOperator
 from airflow_mlbatch.operators.batch_results import _RESCORING_KEY
 from tests.provider.airflow_side import FakeStateStore, FakeTaskInstance
+from tests.provider.conftest import connection_to
+from tests.server_process import RunningServer
+from tests.system.scoring_proxy import scoring_proxy
 
 # Airflow 3.0's own way of making paths: nothing that we could do otherwise.
 pytestmark = pytest.mark.filterwarnings(
@@ -749,6 +764,63 @@ def test_rescored_records_are_whole(
         hook.get_batch_status("flaky", "1", second)
     assert hook.list_batch_executions("flaky", "1") == before
     assert store.texts == {}
+
+
+def test_failed_records_are_not_scored_again_by_a_task_that_was_told_to_stop(
+    context: dict[str, Any], hook: MLBatchHook, scored: Scored, tmp_path: Path
+) -> None:
+    (tmp_path / "in.csv").write_text("x\n-4\n9\n")
+    context["ti"].state = "failed"
+    rows = results(
+        service_name="picky",
+        execution_id=scored("picky", {"x": [-4, 9]}),
+        input_path=str(tmp_path / "in.csv"),
+        output_path=str(tmp_path / "out.csv"),
+        rescore_failed=1,
+    )
+    before = hook.list_batch_executions("picky", "1")
+    rows.on_kill()
+    rows.timing = Timing(sleep=lambda seconds: None)
+    with pytest.raises(SubmissionStoppedError, match="told to stop"):
+        rows.execute(context)
+    assert hook.list_batch_executions("picky", "1") == before
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_killed_while_failed_records_are_sent_again(
+    context: dict[str, Any],
+    hook: MLBatchHook,
+    server: RunningServer,
+    scored: Scored,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever learns the id cancels the batch, once."""
+    (tmp_path / "in.csv").write_text("x\n-4\n9\n")
+    rows = results(
+        service_name="picky",
+        execution_id=scored("picky", {"x": [-4, 9]}),
+        input_path=str(tmp_path / "in.csv"),
+        output_path=str(tmp_path / "out.csv"),
+        rescore_failed=1,
+    )
+    before = hook.list_batch_executions("picky", "1")
+    with scoring_proxy(server.url) as proxy:
+        connection = connection_to(server).replace(server.url.rpartition(":")[2], str(proxy.port))
+        monkeypatch.setenv("AIRFLOW_CONN_MLBATCH_DEFAULT", connection)
+        held = proxy.hold("POST", r"/batch\?", "reply")
+
+        def kill() -> None:
+            held.wait(60)
+            context["ti"].state = "failed"
+            rows.on_kill()
+            held.forward()
+
+        threading.Thread(target=kill, daemon=True).start()
+        with pytest.raises(AirflowException, match="the task was killed and its batch"):
+            rows.execute(context)
+        assert len(proxy.passed("DELETE", "/batch/")) == 1
+    assert hook.list_batch_executions("picky", "1") == before
 
 
 def test_rescored_through_xcom(

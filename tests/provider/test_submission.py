@@ -24,7 +24,11 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-from airflow_mlbatch.errors import SubmissionUndecidedError, SubmissionUnknownError
+from airflow_mlbatch.errors import (
+    SubmissionStoppedError,
+    SubmissionUndecidedError,
+    SubmissionUnknownError,
+)
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.operators import BatchDeleteOperator, BatchScoreOperator
@@ -33,7 +37,7 @@ from airflow_mlbatch.protocol.submission import NOTE_KEY, is_being_cancelled, ma
 from tests.provider.airflow_side import FakeStateStore, FakeTaskInstance
 from tests.provider.conftest import SERVICES, connection_to
 from tests.server_process import RunningServer, running_server
-from tests.system.scoring_proxy import ScoringProxy, scoring_proxy
+from tests.system.scoring_proxy import Held, ScoringProxy, scoring_proxy
 
 Kind = Literal["keys", "plain"]
 START = r"/batch(\?|$)"
@@ -791,6 +795,119 @@ def test_a_task_that_is_resumed_without_an_event_looks_for_its_batch(side: Side)
         task.operator().execute_complete(task.context, None)
     assert first.value.trigger.execution_id == second.value.trigger.execution_id  # type: ignore[attr-defined]
     assert side.posts() == 1
+
+
+# --- a task that was told to stop starts nothing ----------------------------------------------------------
+
+
+def told_to_stop(task: Task, at: Held, then: Literal["forward", "drop"]) -> None:
+    """Run an attempt that is told to stop while a request of it, or the reply, is on the wire."""
+    operator = task.operator()
+
+    def stop() -> None:
+        at.wait(60)
+        operator.on_kill()
+        at.forward() if then == "forward" else at.drop()
+
+    stopper = threading.Thread(target=stop, daemon=True)
+    stopper.start()
+    with pytest.raises(SubmissionStoppedError, match="told to stop"):
+        operator.execute(task.context)
+    stopper.join()
+
+
+# What the user has ended, and what another worker may run at this moment.
+FATES = ["failed", "restarting", "running", None]
+
+
+@pytest.mark.parametrize("state", FATES)
+@pytest.mark.parametrize("arguments", [{}, {"cancel_on_kill": False}, {"durable": False}])
+def test_told_to_stop_before_it_has_started_a_batch(
+    side: Side, state: str | None, arguments: dict[str, Any]
+) -> None:
+    task, before = Task(**arguments), side.executions()
+    task.ti.state = state
+    told_to_stop(task, side.proxy.hold("GET", r"/batch\?", "reply"), "forward")
+    assert (side.posts(), side.executions()) == (0, before)
+    assert side.deletes() == []
+
+
+def test_told_to_stop_before_it_has_read_its_connection(side: Side) -> None:
+    task = Task()
+    operator = task.operator()
+    operator.on_kill()
+    with pytest.raises(SubmissionStoppedError):
+        operator.execute(task.context)
+    assert side.posts() == 0
+
+
+@pytest.mark.parametrize("state", FATES)
+def test_told_to_stop_while_it_looks_for_the_batch_of_the_attempt_before(
+    plain: Side, state: str | None
+) -> None:
+    """The request of that attempt never arrived."""
+    task, before = Task(), plain.executions()
+    task.dies(plain, "request")
+    task.ti.state, posts = state, plain.posts()
+    told_to_stop(task, plain.proxy.hold("GET", "/batch$", "reply"), "forward")
+    assert (plain.posts(), plain.executions()) == (posts, before)
+    # Whoever comes next starts it.
+    assert task.attempt() in plain.executions() - before
+
+
+def test_told_to_stop_while_its_own_batch_appears(plain: Side) -> None:
+    """The attempt that was marked as failed finds the batch of the one before, and cancels it."""
+    gate = "the batch that was looked for"
+    records = [*({"gate": None, "x": x} for x in range(4)), {"gate": gate, "x": 9}]
+    task = Task(service_name="gated", records=records)
+    before = plain.executions("gated")
+    task.dies(plain, "reply")
+    (ours,) = plain.executions("gated") - before
+    eventually(lambda: plain.hook.get_batch_status("gated", "1", ours).completed_item_count == 4)
+    task.ti.state = "failed"
+    operator = task.operator()
+    held = plain.proxy.hold("GET", "/batch$", "reply")
+    threading.Thread(
+        target=lambda: (held.wait(60), operator.on_kill(), held.forward()), daemon=True
+    ).start()
+    with pytest.raises(AirflowException, match="the task was killed and its batch"):
+        operator.execute(task.context)
+    assert plain.deletes() == [ours]
+    assert plain.executions("gated") == before
+
+
+@pytest.mark.parametrize("state", FATES)
+def test_told_to_stop_between_two_tries_of_its_request(keyed: Side, state: str | None) -> None:
+    """A server that knows keys is asked again after a lost line, but not for a task that ends."""
+    task, before = Task(), keyed.executions()
+    task.ti.state = state
+    told_to_stop(task, keyed.proxy.hold("POST", START, "request"), "drop")
+    assert keyed.executions() == before
+
+
+@pytest.mark.parametrize("state", ["failed", "restarting"])
+def test_told_to_stop_after_a_try_that_has_arrived(keyed: Side, state: str) -> None:
+    """The reply is lost. The batch is there, so whoever ends the task cancels it."""
+    task = slow_task()
+    before = keyed.executions("slow")
+    task.ti.state = state
+    operator = task.operator()
+    held = keyed.proxy.hold("POST", START, "reply")
+    threading.Thread(
+        target=lambda: (held.wait(60), operator.on_kill(), held.drop()), daemon=True
+    ).start()
+    with pytest.raises(AirflowException, match="the task was killed and its batch"):
+        operator.execute(task.context)
+    assert keyed.posts() == 1
+    assert keyed.executions("slow") == before
+
+
+def test_a_process_that_is_told_to_stop_waits_for_its_end(keyed: Side) -> None:
+    """Another worker may run the task: an error of this one would end that attempt."""
+    task = Task()
+    task.ti.state = "running"
+    told_to_stop(task, keyed.proxy.hold("GET", r"/batch\?", "reply"), "forward")
+    assert task.clock.slept >= 10
 
 
 # --- orphans -------------------------------------------------------------------------------------------

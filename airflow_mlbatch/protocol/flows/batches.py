@@ -67,6 +67,7 @@ class BatchFlows(Session):
         *,
         idempotency_key: str | None = None,
         server_knows_keys: bool = False,
+        before_send: Callable[[], None] | None = None,
     ) -> Flow[str]:
         """Start a batch; returns the execution id.
 
@@ -76,6 +77,8 @@ class BatchFlows(Session):
         :param idempotency_key: names this batch; a server that knows keys starts it only once
         :param server_knows_keys: whether :meth:`find_batch_executions` has said so; then a lost
             request is repeated like any other
+        :param before_send: called right before the request goes out, and before each repeat; what it
+            raises ends the conversation
         :raises SubmissionUnknownError: the line was lost, and the server may have started the batch
         :raises IdempotencyKeyReusedError: the key belongs to a batch of other records
         """
@@ -89,6 +92,7 @@ class BatchFlows(Session):
             open_sink=_ExecutionIdSink,
             is_small=False,
             is_repeatable=server_knows_keys and idempotency_key is not None,
+            before_send=before_send,
         )
         execution_id: str = reply.sink.execution_id
         return execution_id

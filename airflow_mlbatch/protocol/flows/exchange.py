@@ -123,6 +123,8 @@ class Exchange:
         raise ContractError(f"{asked}: more than {_MAX_REDIRECTS} redirects")
 
     def _sent(self, request: Send) -> Flow[Reply | Lost]:
+        if request.before_send is not None:
+            request.before_send()
         try:
             answer: Reply | Lost = yield request
         except ContractError as error:

@@ -77,6 +77,7 @@ class Session:
         max_body: int = 256 * MIB,
         is_small: bool = True,
         is_repeatable: bool = False,
+        before_send: Callable[[], None] | None = None,
     ) -> Flow[Reply]:
         """One request with a token. After a 401 the token is renewed and the request sent once more.
 
@@ -84,6 +85,7 @@ class Session:
         :param max_body: most bytes of a reply to accept
         :param is_small: whether the exchange has to be over soon
         :param is_repeatable: whether it may be repeated although its route says that it may not
+        :param before_send: called right before the request goes out, each time
         """
         request = request_to(route, placeholders or {}, query, body=body)
         request = replace(
@@ -94,6 +96,7 @@ class Session:
             seconds=self._policy.small_seconds if is_small else None,
             is_repeatable=request.is_repeatable or is_repeatable,
             is_alone=route is routes.START_BATCH,
+            before_send=before_send,
         )
         token = yield from self._tokens.valid()
 
