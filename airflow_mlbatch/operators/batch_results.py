@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,15 +19,8 @@ from airflow_mlbatch.links import BatchExecutionLink, is_id, note_batch
 from airflow_mlbatch.operators.assets import emit, with_outlet
 from airflow_mlbatch.operators.batch_summary import BatchSummary, summarised
 from airflow_mlbatch.operators.locations import comparable, location, paths_told
-from airflow_mlbatch.operators.rendered import (
-    as_columns,
-    as_kept_columns,
-    as_list,
-    as_row_range,
-    as_seconds,
-    as_table,
-    as_whole_number,
-)
+from airflow_mlbatch.operators.places import input_table
+from airflow_mlbatch.operators.rendered import as_seconds, as_whole_number
 from airflow_mlbatch.protocol.flows import PARALLEL_COUNT
 from airflow_mlbatch.protocol.submission import Payload
 
@@ -36,12 +30,12 @@ if TYPE_CHECKING:
     from airflow_mlbatch.datasets.failures import Failure, FailureLog, FailurePolicy
     from airflow_mlbatch.datasets.manifest import Counts
     from airflow_mlbatch.datasets.quoting import Quoting
-    from airflow_mlbatch.datasets.rows import RowRange, TableRows
+    from airflow_mlbatch.datasets.rows import TableRows
     from airflow_mlbatch.datasets.scored import DataFrames
+    from airflow_mlbatch.datasets.tables import InputTable
     from airflow_mlbatch.datasets.writers import WrittenTable
     from airflow_mlbatch.protocol.results import RecordBlock, RecordResult
     from airflow_mlbatch.protocol.services import Service
-    from airflow_mlbatch.protocol.types import TypeName
 
 __all__ = ["BatchResultsOperator", "ScoredTable", "attempt_of"]
 
@@ -221,11 +215,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         self.mlbatch_conn_id = mlbatch_conn_id
         # The arguments as execute() understood them.
         self._tries, self._parallel, self._pause = 0, 1, 5.0
-        self._rows: RowRange | None = None
-        self._ids: list[str] = []
-        self._kept: Any = "all"
-        self._column_types: Any = "text"
-        self._columns: Mapping[str, str] | None = None
+        self._table: InputTable | None = None
         self._summary = BatchSummary()
 
     def execute(self, context: Context) -> Any:
@@ -270,7 +260,6 @@ class BatchResultsOperator(BatchTask, BaseOperator):
 
     def _check(self) -> None:
         """What the server need not be asked for."""
-        from airflow_mlbatch.datasets.column_types import check_column_types
         from airflow_mlbatch.datasets.formats import table_format
         from airflow_mlbatch.datasets.scored import is_spread
 
@@ -278,35 +267,29 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         self._tries = as_whole_number("rescore_failed", self.rescore_failed)
         self._parallel = as_whole_number("parallel_count", self.parallel_count, least=1)
         self._pause = as_seconds("poll_interval", self.poll_interval)
-        self._rows = as_row_range(self.row_range)
-        self._columns = as_columns(self.columns)
-        self._ids = as_list(self.id_columns, of=str) if self.id_columns else []
-        self._kept = as_kept_columns(self.keep_columns)
-        self._column_types = check_column_types(as_table(self.column_types))
-        is_given = {
-            "rescore_failed": self._tries > 0,
-            "id_columns": bool(self._ids),
-            "keep_columns": isinstance(self._kept, list),
-            "column_types": self._column_types != "text",
-            "row_range": self._rows is not None,
-        }
-        for name, given in is_given.items():
-            if given and self.input_path is None:
-                raise InputError(f"input_path: found nothing, expected the table for {name}")
+        self._table = input_table(self)
+        if self._table is None and self._tries:
+            raise InputError("rescore_failed needs input_path, the table that was scored")
         if self.output_path is None:
-            for name, given in {**is_given, "rejects_path": self.rejects_path is not None}.items():
-                if given and name in (
-                    "id_columns",
-                    "keep_columns",
-                    "column_types",
-                    "rejects_path",
-                ):
-                    raise InputError(f"output_path: found nothing, expected a path for {name}")
+            self._check_without_output()
             return
         self._check_places()
         table_format(self._output(), self.format)
         if self.rejects_path is not None:
             table_format(self._rejects(), None)
+
+    def _check_without_output(self) -> None:
+        """Arguments that say how a table is written need one."""
+        table = self._table
+        needing = {
+            "id_columns": table is not None and bool(table.id_columns),
+            "keep_columns": table is not None and isinstance(table.keep_columns, list),
+            "column_types": table is not None and table.column_types != "text",
+            "rejects_path": self.rejects_path is not None,
+        }
+        for name, is_given in needing.items():
+            if is_given:
+                raise InputError(f"{name} needs output_path, the table to be written")
 
     def _check_places(self) -> None:
         """No table is written over another one."""
@@ -332,7 +315,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
                     "that the XCom adds; expected a path, where the added columns have other names"
                 )
         elif self._tries:
-            with self._input_rows(service):
+            with self._scored_rows(service):
                 pass
 
     def _has_batch(self) -> bool:
@@ -343,22 +326,13 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         if is_id(self.execution_id):
             self._link_to(self.execution_id)
             return True
-        if self.input_path is None or self._has_rows():
+        if self._table is None or self._table.has_rows():
             raise InputError(
                 f"execution_id: found {self.execution_id!r}, expected the id of a batch; there may be "
                 "none only for an input_path without rows"
             )
         self.execution_id = None
         return False
-
-    def _has_rows(self) -> bool:
-        from airflow_mlbatch.datasets.readers import open_rows
-
-        assert self.input_path is not None
-        path = location(self.input_path, self.input_conn_id)
-        rows = open_rows(path, None, self._rows, self.input_format, self.input_quoting)
-        with contextlib.closing(rows.batches):  # type: ignore[type-var]
-            return any(batch.num_rows for batch in rows)
 
     def _complete(self) -> int:
         """The number of records of the batch.
@@ -372,7 +346,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         return completed(self.execution_id, status).total_item_count
 
     def _first_row(self) -> int:
-        return 0 if self._rows is None else self._rows.start
+        return 0 if self._table is None else self._table.first_row
 
     # --- a second try for failed records ---------------------------------------------------------
 
@@ -412,19 +386,8 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         self, store: Any, service: Service, indexes: list[int], rescored: Rescored
     ) -> list[RecordResult]:
         """Results of some records in a batch of their own, which is deleted afterwards."""
-        from airflow_mlbatch.datasets.readers import encode_inputs
-
-        assert self.input_path is not None
-        first_row = self._first_row()
-        body, _ = encode_inputs(
-            location(self.input_path, self.input_conn_id),
-            service.inputs,
-            columns=self._columns,
-            row_range=self._rows,
-            format=self.input_format,
-            quoting=self.input_quoting,
-            indexes=[first_row + index for index in indexes],
-        )
+        assert self._table is not None
+        body, _ = self._table.encode(service.inputs, indexes)
         named = (self.service_name, self.service_version)
         payload = Payload(*named, body, len(indexes), self._parallel)
         round_of = f"try {len(rescored.execution_ids)} of {self.execution_id}"
@@ -489,28 +452,14 @@ class BatchResultsOperator(BatchTask, BaseOperator):
     def _failures(self, service: Service, failed: list[dict[str, Any]]) -> list[Failure]:
         """The first of them, with their inputs where the table is known."""
         from airflow_mlbatch.datasets.failures import Failure
-        from airflow_mlbatch.datasets.readers import read_inputs
         from airflow_mlbatch.protocol.failures import SHOWN_FAILURES
 
-        shown, first_row = failed[:SHOWN_FAILURES], self._first_row()
+        shown = failed[:SHOWN_FAILURES]
         inputs: list[dict[str, Any]] = [{} for _ in shown]
-        if self.input_path is not None:
-            columns, _ = read_inputs(
-                location(self.input_path, self.input_conn_id),
-                service.inputs,
-                columns=self._columns,
-                row_range=self._rows,
-                format=self.input_format,
-                quoting=self.input_quoting,
-                indexes=[first_row + row["index"] for row in shown],
-            )
-            named = self._columns or {}
-            inputs = [
-                {named.get(name, name): values[place] for name, values in columns.items()}
-                for place in range(len(shown))
-            ]
+        if self._table is not None:
+            inputs = self._table.read_inputs(service.inputs, [row["index"] for row in shown])
         return [
-            Failure(first_row + row["index"], row["error"] or "", found)
+            Failure(self._first_row() + row["index"], row["error"] or "", found)
             for row, found in zip(shown, inputs, strict=True)
         ]
 
@@ -539,7 +488,8 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         from airflow_mlbatch.datasets.failures import FailureLog
 
         output = self._output()
-        log = FailureLog(self._input_columns(service) if self.input_path is not None else None)
+        table = self._table
+        log = FailureLog(None if table is None else table.input_columns(service.inputs))
         written, rejects = self._write(output, attempt_of(context), service, policy, rescored, log)
         self.log.info(
             "wrote %s rows (%s failed) to %s", f"{log.total:,}", f"{log.failed:,}", output
@@ -585,15 +535,16 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         from airflow_mlbatch.datasets.results import write_results
         from airflow_mlbatch.datasets.scored import ScoredRows
 
-        with self._input_rows(service) as (rows, kept):
+        with self._scored_rows(service) as (rows, kept):
+            kind, table = table_format(output, self.format).name, self._table
             scored = ScoredRows(
                 service.outputs,
-                format=table_format(output, self.format).name,
+                format=kind,
                 rows=rows,
                 kept=kept,
                 first_index=self._first_row(),
                 data_frames=self.data_frames,
-                types=self._types(service, kept),
+                types=None if table is None else table.types_of(kept, service.inputs, kind),
             )
             return write_results(
                 lambda take: self._read(
@@ -610,70 +561,12 @@ class BatchResultsOperator(BatchTask, BaseOperator):
                 attempt=attempt,
             )
 
-    @contextlib.contextmanager
-    def _input_rows(self, service: Service) -> Iterator[tuple[TableRows | None, list[str]]]:
-        """The rows that were scored, and which of their columns are kept."""
-        from airflow_mlbatch.datasets.readers import open_rows
-        from airflow_mlbatch.datasets.scored import chosen_columns
-
-        if self.input_path is None:
-            yield None, []
-            return
-        path = location(self.input_path, self.input_conn_id)
-        rows = open_rows(path, None, self._rows, self.input_format, self.input_quoting)
-        with contextlib.closing(rows.batches):  # type: ignore[type-var]
-            kept = chosen_columns(
-                self._present(path, rows.schema.names),
-                service.outputs,
-                keep_columns=self._kept,
-                id_columns=self._ids,
-            )
-            wanted = list(dict.fromkeys([*kept, *self._input_columns(service)]))
-            if self.rejects_path is not None:
-                wanted = list(dict.fromkeys([*rows.schema.names, *wanted]))
-            if set(wanted) == set(rows.schema.names):
-                yield rows, kept
-                return
-        # Only what is kept or shown in an error has to be read.
-        rows = open_rows(path, wanted, self._rows, self.input_format, self.input_quoting)
-        with contextlib.closing(rows.batches):  # type: ignore[type-var]
-            yield rows, kept
-
-    def _types(self, service: Service, kept: Sequence[str]) -> dict[str, TypeName]:
-        """The types of kept columns, of the whole table also where only a range of it was scored."""
-        from airflow_mlbatch.datasets.column_types import types_of_columns
-        from airflow_mlbatch.datasets.formats import table_format
-
-        if self.input_path is None:
-            return {}
-        return types_of_columns(
-            self._column_types,
-            location(self.input_path, self.input_conn_id),
-            kept,
-            service.inputs,
-            columns=self._columns,
-            format=self.input_format,
-            output_format=table_format(self._output(), self.format).name,
-            quoting=self.input_quoting,
-        )
-
-    def _present(self, path: Any, names: Sequence[str]) -> Sequence[str]:
-        """The columns of the table, of which a range of rows has shown some."""
-        from airflow_mlbatch.datasets.readers import open_rows
-
-        asked = {*self._ids, *(self._kept if isinstance(self._kept, list) else ())}
-        if self._rows is None or asked <= set(names):
-            return names
-        # A key that no row of the range has is no less a column of JSON Lines.
-        rows = open_rows(path, None, None, self.input_format, self.input_quoting)
-        with contextlib.closing(rows.batches):  # type: ignore[type-var]
-            more = [name for name in rows.schema.names if name in asked and name not in names]
-        return [*names, *more]
-
-    def _input_columns(self, service: Service) -> list[str]:
-        named = self._columns or {}
-        columns = [named.get(parameter.name, parameter.name) for parameter in service.inputs]
-        return list(dict.fromkeys(columns))
+    def _scored_rows(
+        self, service: Service
+    ) -> AbstractContextManager[tuple[TableRows | None, list[str]]]:
+        if self._table is None:
+            return contextlib.nullcontext((None, []))
+        return self._table.open_scored(service, has_rejects=self.rejects_path is not None)
 
 
 def attempt_of(context: Context) -> str:

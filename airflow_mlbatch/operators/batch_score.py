@@ -30,10 +30,8 @@ from airflow_mlbatch.links.batch_note import STARTED_KEY
 from airflow_mlbatch.operators.batch_summary import BatchSummary, summarised
 from airflow_mlbatch.operators.empty import OnEmpty, check_on_empty, judge_empty
 from airflow_mlbatch.operators.failed_records import check_limit, judge_records, most_failed
-from airflow_mlbatch.operators.locations import location
+from airflow_mlbatch.operators.places import input_table
 from airflow_mlbatch.operators.rendered import (
-    as_columns,
-    as_row_range,
     as_seconds,
     as_table,
     as_whole_number,
@@ -291,14 +289,6 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         ways = get_args(OnAmbiguousSubmission)
         check_choice("on_ambiguous_submission", self.on_ambiguous_submission, ways)
         self._parallel = as_whole_number("parallel_count", self.parallel_count, least=1)
-        if self.input_path is None:
-            of_a_table = {
-                "columns": as_columns(self.columns),
-                "row_range": as_row_range(self.row_range),
-            }
-            for field, given in of_a_table.items():
-                if given is not None:
-                    raise InputError(f"input_path: found nothing, expected the table for {field}")
         check_limit(self)
         # What waits must be right before there is something to wait for.
         self._pause = as_seconds("poll_interval", self.poll_interval)
@@ -308,19 +298,11 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         """The body of the request and the number of records in it."""
         from airflow_mlbatch.protocol.records import encode_records
 
+        table = input_table(self)
         inputs = self.hook.get_service(self.service_name, self.service_version).inputs
-        if self.input_path is None:
+        if table is None:
             return encode_records(inputs, as_table(self.records))
-        from airflow_mlbatch.datasets.readers import encode_inputs
-
-        return encode_inputs(
-            location(self.input_path, self.input_conn_id),
-            inputs,
-            columns=as_columns(self.columns),
-            row_range=as_row_range(self.row_range),
-            format=self.input_format,
-            quoting=self.input_quoting,
-        )
+        return table.encode(inputs)
 
     # --- the batch -------------------------------------------------------------------------------
 

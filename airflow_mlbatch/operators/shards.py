@@ -25,19 +25,15 @@ from airflow_mlbatch.operators.batch_results import (
 )
 from airflow_mlbatch.operators.empty import OnEmpty, check_on_empty, judge_empty
 from airflow_mlbatch.operators.locations import comparable, location, paths_told
-from airflow_mlbatch.operators.rendered import (
-    as_columns,
-    as_kept_columns,
-    as_list,
-    as_table,
-    as_whole_number,
-)
+from airflow_mlbatch.operators.places import input_table
+from airflow_mlbatch.operators.rendered import as_whole_number
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_mlbatch.datasets.failures import FailurePolicy
     from airflow_mlbatch.datasets.quoting import Quoting
+    from airflow_mlbatch.datasets.tables import InputTable
     from airflow_mlbatch.protocol.services import Service
     from airflow_mlbatch.protocol.types import TypeName
 
@@ -146,19 +142,19 @@ class ShardPlanOperator(BaseOperator):
         """Count, check the columns, and cut."""
         from airflow_mlbatch.datasets.failures import FailurePolicy
         from airflow_mlbatch.datasets.parts import plan_shards
-        from airflow_mlbatch.datasets.readers import count_rows
 
         with airflow_errors():
             policy = FailurePolicy(self.max_failed_records)
             size = as_whole_number("records_per_batch", self.records_per_batch, least=1)
             self._check()
-            path = location(self.input_path, self.input_conn_id)
-            row_count = count_rows(path, self.input_format, self.input_quoting)
+            table = input_table(self)
+            assert table is not None
+            row_count = table.count_rows()
             if row_count == 0:
                 self.log.info("%s", judge_empty(self.on_empty, self.input_path))
             most = conf.getint("core", "max_map_length", fallback=_DEFAULT_MAP_LENGTH)
             shards = plan_shards(row_count, size, most)
-            types = self._check_columns(path, row_count)
+            types = self._check_columns(table, row_count)
             self._take_back()
         note_table(context, self, rows=row_count, shards=len(shards))
         self.log.info("planned %s shards of %s rows", f"{len(shards):,}", f"{row_count:,}")
@@ -192,51 +188,32 @@ class ShardPlanOperator(BaseOperator):
                 f"rejects_path: found {str(self.rejects_path)!r:.200}, expected a folder of its own"
             )
 
-    def _check_columns(self, path: Any, row_count: int) -> dict[str, TypeName]:
+    def _check_columns(self, table: InputTable, row_count: int) -> dict[str, TypeName]:
         """A column that is not there is one clear error here, not one for each shard.
 
         :return: the types of the kept columns, the same for each shard
         """
-        from airflow_mlbatch.datasets.readers import read_inputs
-
         hook = MLBatchHook(self.mlbatch_conn_id)
         service = hook.get_service(self.service_name, self.service_version)
-        read_inputs(
-            path,
-            service.inputs,
-            columns=as_columns(self.columns),
-            row_range=(0, min(1, row_count)),
-            format=self.input_format,
-            quoting=self.input_quoting,
-        )
-        return self._check_writable(path, service)
+        table.check_inputs(service.inputs, row_count)
+        return self._check_writable(table, service)
 
-    def _check_writable(self, path: Any, service: Service) -> dict[str, TypeName]:
+    def _check_writable(self, table: InputTable, service: Service) -> dict[str, TypeName]:
         """What each shard would find only after it was scored: columns that cannot be written."""
         import pyarrow as pa
 
-        from airflow_mlbatch.datasets.column_types import check_column_types, types_of_columns
         from airflow_mlbatch.datasets.failures import rejects_schema
         from airflow_mlbatch.datasets.formats import named_format
-        from airflow_mlbatch.datasets.readers import open_rows
         from airflow_mlbatch.datasets.writers import check_writable
 
-        present = open_rows(path, None, None, self.input_format, self.input_quoting).schema
-        kept = chosen(present.names, service.outputs, self.keep_columns, self.id_columns)
+        with table.open() as rows:
+            present = rows.schema
+        kept = table.kept_columns(service.outputs, present.names)
         kind = named_format(self.format or "parquet").name
         check_writable(pa.schema([present.field(name) for name in kept]), kind, "output_path")
         if self.rejects_path is not None:
             check_writable(rejects_schema(present), kind, "rejects_path")
-        return types_of_columns(
-            check_column_types(as_table(self.column_types)),
-            path,
-            kept,
-            service.inputs,
-            columns=as_columns(self.columns),
-            format=self.input_format,
-            output_format=kind,
-            quoting=self.input_quoting,
-        )
+        return table.types_of(kept, service.inputs, kind)
 
     def _take_back(self) -> None:
         """What an earlier run published is complete no more."""
@@ -466,38 +443,15 @@ class DatasetCommitOperator(BaseOperator):
 
     def _empty_schema(self, hook: MLBatchHook) -> Any:
         """The columns of a dataset without rows: the kept ones, the outputs, and our own."""
-        from airflow_mlbatch.datasets.column_types import check_column_types, types_of_columns
         from airflow_mlbatch.datasets.formats import named_format
-        from airflow_mlbatch.datasets.readers import open_rows
         from airflow_mlbatch.datasets.scored import ScoredRows
 
         service = hook.get_service(self.service_name, self.service_version)
-        kind = named_format(self.format).name
-        if self.input_path is None:
+        kind, table = named_format(self.format).name, input_table(self)
+        if table is None:
             return ScoredRows(service.outputs, format=kind).schema
-        path = location(self.input_path, self.input_conn_id)
-        rows = open_rows(path, None, None, self.input_format, self.input_quoting)
-        kept = chosen(rows.schema.names, service.outputs, self.keep_columns, self.id_columns)
-        types = types_of_columns(
-            check_column_types(as_table(self.column_types)),
-            path,
-            kept,
-            service.inputs,
-            columns=as_columns(self.columns),
-            format=self.input_format,
-            output_format=kind,
-            quoting=self.input_quoting,
-        )
-        return ScoredRows(service.outputs, format=kind, rows=rows, kept=kept, types=types).schema
-
-
-def chosen(present: Any, outputs: Any, keep_columns: Any, id_columns: Any) -> list[str]:
-    """The columns of the input that are kept, by arguments as a template leaves them."""
-    from airflow_mlbatch.datasets.scored import chosen_columns
-
-    return chosen_columns(
-        present,
-        outputs,
-        keep_columns=as_kept_columns(keep_columns),
-        id_columns=as_list(id_columns, of=str) if id_columns else [],
-    )
+        with table.open() as rows:
+            kept = table.kept_columns(service.outputs, rows.schema.names)
+            types = table.types_of(kept, service.inputs, kind)
+            scored = ScoredRows(service.outputs, format=kind, rows=rows, kept=kept, types=types)
+            return scored.schema
