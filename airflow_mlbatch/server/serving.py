@@ -21,13 +21,15 @@ from airflow_mlbatch.protocol.services import Service, write_creation_time
 from airflow_mlbatch.server.app import App, Limits
 from airflow_mlbatch.server.auth import Tokens, load_account
 from airflow_mlbatch.server.catalogue import Catalogue
+from airflow_mlbatch.server.desk import Desk
 from airflow_mlbatch.server.folder import DataFolder
 from airflow_mlbatch.server.lines import Line
+from airflow_mlbatch.server.process_engine import ProcessEngine, ProcessEngineSettings
 from airflow_mlbatch.server.publishing import Publishing
 from airflow_mlbatch.server.r_program import describe_r
 from airflow_mlbatch.server.registry import is_file_source
 from airflow_mlbatch.server.retention import Retention, RetentionSettings
-from airflow_mlbatch.server.runner import Runner, RunnerSettings
+from airflow_mlbatch.server.runner import Runner
 from airflow_mlbatch.server.store import StorageError, Store
 from airflow_mlbatch.server.worker import WorkerSettings
 
@@ -208,10 +210,13 @@ def _runner(settings: ServerSettings, folder: DataFolder, store: Store) -> Runne
         max_growth=settings.max_worker_growth,
         max_memory=settings.max_service_memory,
     )
-    records = RunnerSettings(
-        settings.workers, settings.max_parallel, settings.record_timeout, settings.load_timeout
+    desk = Desk(store, folder)
+    processes = ProcessEngine(
+        desk,
+        worker,
+        ProcessEngineSettings(settings.workers, settings.record_timeout, settings.load_timeout),
     )
-    return Runner(store, folder, worker, records)
+    return Runner(desk, processes, settings.max_parallel)
 
 
 class _HttpServer(uvicorn.Server):

@@ -1,0 +1,128 @@
+"""What there is to score, and where outcomes go: the desk between the runner and its engines.
+
+Law: everything here runs on the event loop, so nothing needs a lock. An engine takes records from
+here and brings an outcome, or the record itself, back for each of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from airflow_mlbatch.protocol.results import write_record_result
+from airflow_mlbatch.server.catalogue import Catalogue, Entry
+from airflow_mlbatch.server.folder import DataFolder
+from airflow_mlbatch.server.jobs import Job, Jobs
+from airflow_mlbatch.server.programs import Program
+from airflow_mlbatch.server.saving import Saver
+from airflow_mlbatch.server.store import StorageError, Store
+from airflow_mlbatch.server.wire import Outcome
+
+__all__ = ["RETRY_SECONDS", "Call", "Desk", "failure"]
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1.0
+_MOST_FAILED_LOADS = 3
+
+
+@dataclass(eq=False)
+class Call:
+    """A request/response call: one record, whose outcome somebody waits for."""
+
+    entry: Entry
+    record: bytes
+    folder: Path
+    answer: asyncio.Future[bytes]
+
+    def fail(self, reason: str) -> None:
+        """Answer that it cannot be scored."""
+        if not self.answer.done():
+            self.answer.set_result(failure(reason))
+
+
+class Desk:
+    """Keeps the batches and calls that wait, and takes their outcomes.
+
+    :param store: where records come from and outcomes go
+    """
+
+    def __init__(self, store: Store, folder: DataFolder) -> None:
+        self.store, self.folder = store, folder
+        self.jobs = Jobs()
+        self.calls: deque[Call] = deque()
+        self.running_calls: list[Call] = []
+        self.saver = Saver(store, folder, self._after_saving)
+        self.catalogue: Catalogue | None = None
+        self.wake = asyncio.Event()
+        self.has_rubbish = asyncio.Event()
+
+    # --- for engines ---
+
+    def next_job(self) -> Job | None:
+        """The batch whose turn it is; none while outcomes cannot be stored."""
+        return None if self.saver.is_blocked else self.jobs.next(self.store)
+
+    def take(self, job: Job, outcome: Outcome) -> None:
+        """A record has an outcome, or has to be run again on a disk with space."""
+        if outcome.result:
+            self.finish(job, outcome.position, outcome.result)
+            return
+        job.put_back(self.store.records(job.execution.number, outcome.position, 1))
+        self.saver.report_full_disk()
+
+    def finish(self, job: Job, position: int, result: bytes) -> None:
+        """Have the outcome of a record stored, if it is its first."""
+        if job.finish(position):
+            self.saver.take((job.execution.number, position, result))
+
+    async def after_failed_load(self, job: Job, reason: str) -> None:
+        """Try again a few times, then end the batch: all that is left of it fails."""
+        job.failed_loads += 1
+        log.error("execution %s: the service cannot be loaded: %s", job.execution.id, reason)
+        if job.failed_loads < _MOST_FAILED_LOADS:
+            await asyncio.sleep(RETRY_SECONDS)
+            return
+        if self.jobs.remove(job.execution.id) is None:
+            return
+        job.cancel()
+        outcome = failure(f"the service cannot be loaded: {reason}")
+        with suppress(StorageError):
+            await self.saver.save()
+        await self.store.write(self.store.fail_execution, job.execution.number, outcome)
+        self.clean_up()
+
+    def programs_in_use(self) -> set[str]:
+        """Ids of the programs that calls and batches run, or wait for."""
+        used: Iterable[Program | None] = (
+            *(call.entry.program for call in (*self.calls, *self.running_calls)),
+            *(job.program for job in self.jobs),
+        )
+        return {program.id for program in used if program is not None}
+
+    def published_ids(self) -> set[str]:
+        """Ids of the programs that are published now."""
+        return {program.id for program in self.catalogue.programs()} if self.catalogue else set()
+
+    # --- for both sides ---
+
+    def clean_up(self) -> None:
+        """Have what deleted executions and services have left behind removed in the background."""
+        self.has_rubbish.set()
+        # Idle workers look whether somebody still needs them.
+        self.wake.set()
+
+    def _after_saving(self, numbers: set[int]) -> None:
+        if any(job.program is not None for job in self.jobs.forget_finished(numbers)):
+            self.clean_up()
+        self.wake.set()
+
+
+def failure(reason: str) -> bytes:
+    """The outcome of a record that could not be scored."""
+    return write_record_result(success=False, outputs={}, error=reason)

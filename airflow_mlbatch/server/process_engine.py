@@ -1,0 +1,279 @@
+"""Has records scored in worker processes of this machine: the engine that is built in.
+
+Law: as the desk's. A record whose worker died on it fails; those that wait behind it are handed out
+again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from airflow_mlbatch.errors import InputError
+from airflow_mlbatch.protocol.services import Service
+from airflow_mlbatch.server.desk import RETRY_SECONDS, Call, Desk, failure
+from airflow_mlbatch.server.folder import DISK_FULL
+from airflow_mlbatch.server.guests import Guests
+from airflow_mlbatch.server.jobs import Job
+from airflow_mlbatch.server.processes import ServicesError, Worker, start_worker
+from airflow_mlbatch.server.programs import Program
+from airflow_mlbatch.server.store import StorageError
+from airflow_mlbatch.server.wire import Outcome, Task
+from airflow_mlbatch.server.worker import WorkerSettings
+
+__all__ = ["ProcessEngine", "ProcessEngineSettings"]
+
+log = logging.getLogger(__name__)
+
+_WATCH_SECONDS = 0.1
+_STOP_GRACE_SECONDS = 1.0
+_MOST_TRIALS = 2
+
+
+@dataclass(frozen=True)
+class ProcessEngineSettings:
+    """How records are run.
+
+    :param workers: number of worker processes
+    :param record_timeout: seconds that a record may take; 0 for no limit
+    :param load_timeout: seconds that a published service may take to be loaded
+    """
+
+    workers: int
+    record_timeout: float
+    load_timeout: float
+
+
+class ProcessEngine:
+    """Keeps worker processes and gives them the records of the desk."""
+
+    def __init__(self, desk: Desk, worker: WorkerSettings, settings: ProcessEngineSettings) -> None:
+        self._desk = desk
+        self._worker_settings, self._settings = worker, settings
+        self._workers: dict[int, Worker] = {}
+        self._guests: dict[int, Guests] = {}
+        self._slots: list[asyncio.Task[None]] = []
+        self._watch: asyncio.Task[None] | None = None
+        self._services: asyncio.Future[list[Service]]
+        self._trials = asyncio.Semaphore(_MOST_TRIALS)
+        self._is_stopping = False
+        self.problem = ""
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Start the workers, and wait until one of them has loaded the services.
+
+        :raises InputError: the services cannot be loaded
+        """
+        self._services = asyncio.get_running_loop().create_future()
+        slots = (self._run_slot(slot) for slot in range(self._settings.workers))
+        self._slots = [asyncio.create_task(slot) for slot in slots]
+        self._watch = asyncio.create_task(self._watch_records())
+        await self._services
+
+    async def stop(self) -> None:
+        """Stop the workers."""
+        self._is_stopping = True
+        self._desk.wake.set()
+        for slot, task in enumerate(self._slots):
+            if slot not in self._workers:
+                task.cancel()
+        if self._slots:
+            await asyncio.wait(self._slots, timeout=_STOP_GRACE_SECONDS)
+        for worker in self._all_workers():
+            worker.kill("the server stops")
+        if self._slots:
+            await asyncio.wait(self._slots, timeout=_STOP_GRACE_SECONDS)
+        tasks = [*self._slots, *([self._watch] if self._watch else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def end_work_on(self, job: Job) -> None:
+        """Kill the workers that are on a batch."""
+        for worker in self._all_workers():
+            if worker.purpose is job:
+                worker.kill("the execution was cancelled")
+
+    async def try_out(self, program: Program) -> None:
+        """Load a program in a worker of its own, which ends then.
+
+        :raises InputError: it cannot be loaded; says why, or the last words of the worker
+        """
+        last_words = self._desk.folder.work / f"last-words-{uuid.uuid4().hex}"
+        settings = replace(self._worker_settings, program=program, last_words=last_words)
+        try:
+            async with self._trials:
+                worker = await start_worker(settings, self._settings.load_timeout)
+                await worker.end()
+        finally:
+            last_words.unlink(missing_ok=True)
+
+    @property
+    def services(self) -> list[Service]:
+        """What the first worker has loaded."""
+        return self._services.result()
+
+    @property
+    def ready_workers(self) -> int:
+        """Worker processes that have loaded the services."""
+        return len(self._workers)
+
+    # --- one worker after another ---
+
+    async def _run_slot(self, slot: int) -> None:
+        """Have a worker in this slot, always."""
+        while not self._is_stopping:
+            try:
+                worker = await start_worker(self._worker_settings)
+            except (InputError, OSError) as error:
+                self._report(error)
+                if not self._services.done():
+                    self._services.set_exception(InputError(str(error)))
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            self.problem = ""
+            if not self._services.done():
+                self._services.set_result(worker.services)
+            self._workers[slot] = worker
+            guests = self._guests[slot] = Guests(self._start_guest)
+            try:
+                await self._feed(worker, guests)
+            except Exception:
+                log.exception("the work with worker process %s failed", worker.pid)
+                await asyncio.sleep(RETRY_SECONDS)
+            finally:
+                del self._workers[slot], self._guests[slot]
+                await guests.end_all()
+                await worker.end()
+
+    def _report(self, error: InputError | OSError) -> None:
+        """Note why no worker starts; the traceback is shown once, not by each worker and try."""
+        details = error.details.rstrip() if isinstance(error, ServicesError) else ""
+        if details and str(error) != self.problem:
+            log.error("%s", details)
+        self.problem = str(error)
+
+    async def _feed(self, worker: Worker, guests: Guests) -> None:
+        """Give a worker one task after another, until it is gone.
+
+        :param guests: the workers of published services that share its place: one of them all works
+            at a time
+        """
+        desk = self._desk
+        is_alive = True
+        while is_alive and not self._is_stopping:
+            if desk.calls:
+                is_alive = await self._serve_call(worker, guests, desk.calls.popleft())
+                continue
+            job = desk.next_job()
+            if job is not None:
+                is_alive = await self._serve_job(worker, guests, job)
+                continue
+            desk.wake.clear()
+            await guests.keep(desk.programs_in_use() | desk.published_ids())
+            is_alive = await worker.is_alive_until(desk.wake)
+
+    async def _serve_call(self, worker: Worker, guests: Guests, call: Call) -> bool:
+        """Whether the worker of this place can go on; a guest that cannot is replaced."""
+        program = call.entry.program
+        if program is None:
+            return await self._run_call(worker, call)
+        self._desk.running_calls.append(call)
+        try:
+            try:
+                guest = await guests.get(program)
+            except (InputError, OSError) as error:
+                call.fail(f"the service cannot be loaded: {error}")
+                return True
+            if not await self._run_call(guest, call):
+                await guests.bury(guest)
+        finally:
+            self._desk.running_calls.remove(call)
+        return True
+
+    async def _serve_job(self, worker: Worker, guests: Guests, job: Job) -> bool:
+        """As :meth:`_serve_call`, for some records of a batch."""
+        if job.program is None:
+            return await self._run_task(worker, job)
+        try:
+            guest = await guests.get(job.program)
+        except (InputError, OSError) as error:
+            await self._desk.after_failed_load(job, str(error))
+            return True
+        job.failed_loads = 0
+        # Others had their turn meanwhile, or it was cancelled.
+        if job.has_work(self._desk.store) and not await self._run_task(guest, job):
+            await guests.bury(guest)
+        return True
+
+    async def _start_guest(self, program: Program) -> Worker:
+        settings = replace(self._worker_settings, program=program)
+        return await start_worker(settings, self._settings.load_timeout)
+
+    def _all_workers(self) -> Iterator[Worker]:
+        yield from list(self._workers.values())
+        for guests in list(self._guests.values()):
+            yield from guests
+
+    async def _run_task(self, worker: Worker, job: Job) -> bool:
+        execution, records = job.execution, job.hand_out(self._settings.workers)
+        keep_in = str(self._desk.folder.artifacts(execution.id))
+        task = Task(execution.service, execution.version, keep_in, records)
+        loop = asyncio.get_running_loop()
+        job.busy += 1
+        job.is_started = True
+        began = loop.time()
+        try:
+            is_alive = await worker.run(task, job, lambda outcome: self._desk.take(job, outcome))
+            job.learn((loop.time() - began) / len(records))
+            if not is_alive:
+                self._after_death(worker, job)
+            return is_alive
+        finally:
+            job.busy -= 1
+            self._desk.wake.set()
+
+    def _after_death(self, worker: Worker, job: Job) -> None:
+        """Fail the record that the worker died on and hand its others out again."""
+        left = list(worker.unfinished)
+        is_stopped = self._is_stopping and worker.is_killed
+        if left and not worker.has_left and not is_stopped:
+            position, _ = left.pop(0)
+            self._desk.finish(job, position, failure(worker.cause_of_death))
+        job.put_back(left)
+
+    async def _run_call(self, worker: Worker, call: Call) -> bool:
+        if call.answer.done():
+            return True
+        service = call.entry.service
+        records = [(0, call.record)]
+        task = Task(service.name, service.version, str(call.folder), records, with_files=True)
+        outcomes: list[Outcome] = []
+        is_alive = await worker.run(task, call, outcomes.append)
+        if call.answer.done():
+            return is_alive
+        if not outcomes:
+            call.fail(worker.cause_of_death)
+        elif not outcomes[0].result:
+            call.answer.set_exception(StorageError(DISK_FULL))
+        else:
+            call.answer.set_result(outcomes[0].result)
+        return is_alive
+
+    async def _watch_records(self) -> None:
+        """End workers whose record takes too long, and what dead workers have left running."""
+        limit = self._settings.record_timeout
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            now = asyncio.get_running_loop().time()
+            for worker in self._all_workers():
+                if worker.purpose is None:
+                    continue
+                if limit and now - worker.record_began > limit:
+                    worker.kill(f"the record took longer than {limit:g} seconds")
+                worker.sweep()
