@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from airflow_mlbatch.protocol.results import BatchStatus, batch_document, read_r
 from airflow_mlbatch.protocol.routes import Route
 from airflow_mlbatch.protocol.services import write_service
 from airflow_mlbatch.server.auth import Denied, NewTokens, Throttled, Tokens
+from airflow_mlbatch.server.blocks import Block, blocks_of
 from airflow_mlbatch.server.catalogue import Catalogue, Entry, SupersededError
 from airflow_mlbatch.server.folder import DataFolder
 from airflow_mlbatch.server.publishing import Publishing
@@ -383,17 +384,20 @@ class App:
             raise StorageError(problem)
         self.folder.check_room(size)
 
-    async def _split(self, entry: Entry, body: bytes) -> Sequence[Any]:
-        """The records of a new batch, each as JSON text."""
+    async def _split(self, entry: Entry, body: bytes) -> list[Block]:
+        """The records of a new batch."""
         # In a thread: a million records take a second.
-        records = await asyncio.to_thread(entry.reader.split, body)
+        return await asyncio.to_thread(self._blocks, entry, body)
+
+    def _blocks(self, entry: Entry, body: bytes) -> list[Block]:
+        records = entry.reader.split(body)
         if len(records) > self.limits.max_records:
             raise Refusal(
                 413,
                 f"body: found {len(records):,} records, "
                 f"expected at most {self.limits.max_records:,}, the limit of this server",
             )
-        return records
+        return blocks_of(records)
 
     # --- batches ---
 
@@ -435,22 +439,27 @@ class App:
         opening, _, closing = empty.rpartition(b"[")
         piece, separator, size = [opening, b"["], b"", _FIRST_PIECE_BYTES
         while position < count:
-            rows = await asyncio.to_thread(self.store.outcomes, number, position, size)
-            taken = [
-                outcome
-                for place, (found, outcome) in enumerate(rows, position)
-                if found == place < count
-            ]
-            if not taken:
+            blocks = await asyncio.to_thread(self._gapless, number, range(position, count), size)
+            if not blocks:
                 break
-            position += len(taken)
-            yield b"".join(piece) + separator + b",".join(taken)
+            position = blocks[-1].end
+            texts = b",".join(block.texts for block in blocks)
+            yield b"".join(piece) + separator + texts
             piece, separator, size = [], b",", _PIECE_BYTES
-            if len(taken) < len(rows):
-                break
         if status.is_terminal and position < count:
             raise DeletedMeanwhile
         yield b"".join(piece) + closing
+
+    def _gapless(self, number: int, wanted: range, max_bytes: int) -> list[Block]:
+        """Outcomes from the first wanted position on, as far as there is no gap."""
+        found: list[Block] = []
+        position = wanted.start
+        for block in self.store.outcomes(number, position, max_bytes):
+            if block.first != position or position == wanted.stop:
+                break
+            found.append(block.part(position, min(block.end, wanted.stop)))
+            position = found[-1].end
+        return found
 
     async def _cancel_batch(self, request: Request, names: Names) -> Response:
         execution = self._execution(names)

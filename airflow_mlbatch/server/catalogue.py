@@ -11,11 +11,11 @@ import asyncio
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.protocol.intake import RecordReader
 from airflow_mlbatch.protocol.services import Service
+from airflow_mlbatch.server.blocks import Block
 from airflow_mlbatch.server.folder import DataFolder
 from airflow_mlbatch.server.programs import Program, read_program, write_program
 from airflow_mlbatch.server.store import Execution, StartKey, Store
@@ -142,7 +142,7 @@ class Catalogue:
         entry: Entry,
         execution_id: str,
         parallel_count: int,
-        records: Sequence[Any],
+        records: Sequence[Block],
         key: StartKey | None = None,
     ) -> tuple[Execution, bool]:
         """Store a batch that keeps its program to the end.
@@ -201,7 +201,7 @@ class Catalogue:
         entry: Entry,
         execution_id: str,
         parallel_count: int,
-        records: Sequence[Any],
+        records: Sequence[Block],
         key: StartKey | None,
     ) -> tuple[Execution, bool]:
         service, program = entry.service, entry.program

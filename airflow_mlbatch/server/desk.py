@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airflow_mlbatch.protocol.results import write_record_result
+from airflow_mlbatch.server.blocks import Block
 from airflow_mlbatch.server.catalogue import Catalogue, Entry
-from airflow_mlbatch.server.folder import DataFolder
+from airflow_mlbatch.server.folder import DISK_FULL, DataFolder
 from airflow_mlbatch.server.jobs import Job, Jobs
 from airflow_mlbatch.server.programs import Program
 from airflow_mlbatch.server.saving import Saver
 from airflow_mlbatch.server.store import StorageError, Store
-from airflow_mlbatch.server.wire import Outcome
 
 __all__ = ["RETRY_SECONDS", "Call", "Desk", "failure"]
 
@@ -40,8 +40,18 @@ class Call:
     folder: Path
     answer: asyncio.Future[bytes]
 
+    def take(self, outcome: Block) -> None:
+        """Answer with the outcome."""
+        if not self.answer.done():
+            self.answer.set_result(outcome.texts)
+
+    def wait_for_space(self, record: Block) -> None:
+        """Answer that the disk is full."""
+        if not self.answer.done():
+            self.answer.set_exception(StorageError(DISK_FULL))
+
     def fail(self, reason: str) -> None:
-        """Answer that it cannot be scored."""
+        """Answer that it cannot be scored, unless there is an answer."""
         if not self.answer.done():
             self.answer.set_result(failure(reason))
 
@@ -68,18 +78,18 @@ class Desk:
         """The batch whose turn it is; none while outcomes cannot be stored."""
         return None if self.saver.is_blocked else self.jobs.next(self.store)
 
-    def take(self, job: Job, outcome: Outcome) -> None:
-        """A record has an outcome, or has to be run again on a disk with space."""
-        if outcome.result:
-            self.finish(job, outcome.position, outcome.result)
-            return
-        job.put_back(self.store.records(job.execution.number, outcome.position, 1))
-        self.saver.report_full_disk()
+    def take(self, job: Job, outcomes: Block) -> None:
+        """Have the outcomes of records stored, where they are the first."""
+        for part in job.finish(outcomes):
+            self.saver.take(job.execution.number, part)
 
-    def finish(self, job: Job, position: int, result: bytes) -> None:
-        """Have the outcome of a record stored, if it is its first."""
-        if job.finish(position):
-            self.saver.take((job.execution.number, position, result))
+    def fail(self, job: Job, position: int, reason: str) -> None:
+        """Take it that a record could not be scored."""
+        self.take(job, Block(position, 1, failure(reason)))
+
+    def wait_for_space(self) -> None:
+        """An artifact could not be stored: have nothing scored until there is space."""
+        self.saver.report_full_disk()
 
     async def after_failed_load(self, job: Job, reason: str) -> None:
         """Try again a few times, then end the batch: all that is left of it fails."""

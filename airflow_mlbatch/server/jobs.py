@@ -8,21 +8,47 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from airflow_mlbatch.server.blocks import MOST_BLOCK_BYTES, Block
 from airflow_mlbatch.server.programs import Program
 from airflow_mlbatch.server.store import Execution, Store
+
+if TYPE_CHECKING:
+    import msgspec
 
 __all__ = ["Job", "Jobs"]
 
 # A task should take about so long: long enough that handing it over costs nothing beside it, short
 # enough that other executions, and a cancellation, do not wait.
 TASK_SECONDS = 0.05
-_MOST_RECORDS_A_TASK = 256
-# Each of a thousand executions holds so much, and records cost several times their text.
-_WINDOW_BYTES = 64 * 1024
+_MOST_RECORDS_A_TASK = 4096
+# Each of a thousand executions holds so much.
+_WINDOW_BYTES = MOST_BLOCK_BYTES
 
-Record = tuple[int, bytes]
-"""Position and JSON text."""
+
+class _Run:
+    """Records in a row that wait to be handed out, cut open once."""
+
+    def __init__(self, block: Block) -> None:
+        self._block = block
+        self._pieces: list[msgspec.Raw] = []
+        self.first = block.first
+
+    def __len__(self) -> int:
+        return self._block.end - self.first
+
+    def take(self, count: int) -> Block:
+        """The next so many records."""
+        if count == self._block.length:
+            first, self.first = self.first, self._block.end
+            return Block(first, count, self._block.texts)
+        if not self._pieces:
+            self._pieces = self._block.split()
+        place = self.first - self._block.first
+        taken = Block(self.first, count, b",".join(self._pieces[place : place + count]))
+        self.first += count
+        return taken
 
 
 @dataclass(eq=False)
@@ -43,7 +69,7 @@ class Job:
     limit: int
     done: bytearray
     left: int
-    window: deque[Record] = field(default_factory=deque)
+    window: deque[_Run] = field(default_factory=deque)
     next_position: int = 0
     busy: int = 0
     task_size: int = 1
@@ -57,13 +83,13 @@ class Job:
         cls,
         execution: Execution,
         max_parallel: int,
-        done_positions: Iterable[int],
+        done_positions: Iterable[range],
         program: Program | None = None,
     ) -> Job:
         """Take an execution up where it is."""
         done = bytearray(execution.total)
-        for position in done_positions:
-            done[position] = 1
+        for positions in done_positions:
+            done[positions.start : positions.stop] = b"\1" * len(positions)
         left = execution.total - sum(done)
         limit = min(execution.parallel_count, max_parallel)
         is_started = left < execution.total
@@ -74,33 +100,46 @@ class Job:
         if self.is_cancelled or self.busy >= self.limit:
             return False
         while not self.window and self.next_position < self.execution.total:
-            rows = store.records(self.execution.number, self.next_position, _WINDOW_BYTES)
-            if not rows:
+            blocks = store.records(self.execution.number, self.next_position, _WINDOW_BYTES)
+            if not blocks:
                 self.next_position = self.execution.total
                 break
-            self.next_position = rows[-1][0] + 1
-            self.window.extend(row for row in rows if not self.done[row[0]])
+            self.next_position = blocks[-1].end
+            self.window.extend(_Run(part) for block in blocks for part in self._missing(block))
         return bool(self.window)
 
-    def hand_out(self, workers: int) -> list[Record]:
+    def _missing(self, block: Block) -> Iterator[Block]:
+        """The parts of a block that have no outcome."""
+        position = self.done.find(0, block.first, block.end)
+        while position >= 0:
+            end = self.done.find(1, position, block.end)
+            end = block.end if end < 0 else end
+            yield block.part(position, end)
+            position = self.done.find(0, end, block.end)
+
+    def hand_out(self, workers: int) -> Block:
         """The records of the next task."""
         # The end of a batch is shared out: no worker waits while another has a heap.
         share = -(-self.left // (2 * workers))
-        size = max(1, min(self.task_size, share, len(self.window)))
-        return [self.window.popleft() for _ in range(size)]
+        run = self.window[0]
+        size = max(1, min(self.task_size, share, len(run)))
+        if size == len(run):
+            self.window.popleft()
+        return run.take(size)
 
-    def put_back(self, records: Iterable[Record]) -> None:
-        """Records that were handed out and not scored come next."""
+    def put_back(self, *blocks: Block) -> None:
+        """Records that were handed out and not scored come next, in this order."""
         if not self.is_cancelled:
-            self.window.extendleft(reversed(list(records)))
+            self.window.extendleft(_Run(block) for block in reversed(blocks) if block.length)
 
-    def finish(self, position: int) -> bool:
-        """A record has an outcome; whether it is its first."""
-        if self.is_cancelled or self.done[position]:
-            return False
-        self.done[position] = 1
-        self.left -= 1
-        return True
+    def finish(self, block: Block) -> Iterator[Block]:
+        """Records have outcomes; those parts of them that are the first."""
+        if self.is_cancelled:
+            return
+        for part in self._missing(block):
+            self.done[part.first : part.end] = b"\1" * part.length
+            self.left -= part.length
+            yield part
 
     def learn(self, seconds_per_record: float) -> None:
         """Choose the size of the next task by the time that the last one took."""

@@ -11,17 +11,16 @@ import logging
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.protocol.services import Service
-from airflow_mlbatch.server.desk import RETRY_SECONDS, Call, Desk, failure
-from airflow_mlbatch.server.folder import DISK_FULL
+from airflow_mlbatch.server.blocks import Block
+from airflow_mlbatch.server.desk import RETRY_SECONDS, Call, Desk
 from airflow_mlbatch.server.guests import Guests
 from airflow_mlbatch.server.jobs import Job
-from airflow_mlbatch.server.processes import ServicesError, Worker, start_worker
+from airflow_mlbatch.server.processes import ServicesError, Work, Worker, start_worker
 from airflow_mlbatch.server.programs import Program
-from airflow_mlbatch.server.store import StorageError
-from airflow_mlbatch.server.wire import Outcome, Task
 from airflow_mlbatch.server.worker import WorkerSettings
 
 __all__ = ["ProcessEngine", "ProcessEngineSettings"]
@@ -221,48 +220,46 @@ class ProcessEngine:
             yield from guests
 
     async def _run_task(self, worker: Worker, job: Job) -> bool:
-        execution, records = job.execution, job.hand_out(self._settings.workers)
-        keep_in = str(self._desk.folder.artifacts(execution.id))
-        task = Task(execution.service, execution.version, keep_in, records)
+        desk, execution = self._desk, job.execution
+        records = job.hand_out(self._settings.workers)
+        keep_in = str(desk.folder.artifacts(execution.id))
         loop = asyncio.get_running_loop()
         job.busy += 1
         job.is_started = True
         began = loop.time()
+
+        def put_back(record: Block) -> None:
+            job.put_back(record)
+            desk.wait_for_space()
+
         try:
-            is_alive = await worker.run(task, job, lambda outcome: self._desk.take(job, outcome))
-            job.learn((loop.time() - began) / len(records))
+            work = Work(job, execution.service, execution.version, keep_in)
+            is_alive = await worker.run(work, records, partial(desk.take, job), put_back)
+            job.learn((loop.time() - began) / records.length)
             if not is_alive:
                 self._after_death(worker, job)
             return is_alive
         finally:
             job.busy -= 1
-            self._desk.wake.set()
+            desk.wake.set()
 
     def _after_death(self, worker: Worker, job: Job) -> None:
         """Fail the record that the worker died on and hand its others out again."""
-        left = list(worker.unfinished)
+        left = worker.unfinished
         is_stopped = self._is_stopping and worker.is_killed
-        if left and not worker.has_left and not is_stopped:
-            position, _ = left.pop(0)
-            self._desk.finish(job, position, failure(worker.cause_of_death))
+        if left.length and not worker.has_left and not is_stopped:
+            self._desk.fail(job, left.first, worker.cause_of_death)
+            left = left.part(left.first + 1, left.end)
         job.put_back(left)
 
     async def _run_call(self, worker: Worker, call: Call) -> bool:
         if call.answer.done():
             return True
         service = call.entry.service
-        records = [(0, call.record)]
-        task = Task(service.name, service.version, str(call.folder), records, with_files=True)
-        outcomes: list[Outcome] = []
-        is_alive = await worker.run(task, call, outcomes.append)
-        if call.answer.done():
-            return is_alive
-        if not outcomes:
+        work = Work(call, service.name, service.version, str(call.folder), with_files=True)
+        is_alive = await worker.run(work, Block(0, 1, call.record), call.take, call.wait_for_space)
+        if not is_alive and not worker.has_left:
             call.fail(worker.cause_of_death)
-        elif not outcomes[0].result:
-            call.answer.set_exception(StorageError(DISK_FULL))
-        else:
-            call.answer.set_result(outcomes[0].result)
         return is_alive
 
     async def _watch_records(self) -> None:
@@ -276,4 +273,5 @@ class ProcessEngine:
                     continue
                 if limit and now - worker.record_began > limit:
                     worker.kill(f"the record took longer than {limit:g} seconds")
+                worker.look_after()
                 worker.sweep()

@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,16 +21,29 @@ import msgspec
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.protocol.documents import shown
 from airflow_mlbatch.protocol.services import Service
-from airflow_mlbatch.server.wire import LENGTH, Hello, Outcome, Task, ToServer, frame, to_server
+from airflow_mlbatch.server.blocks import Block
+from airflow_mlbatch.server.outbox import Journal, shared_memory
+from airflow_mlbatch.server.wire import (
+    LENGTH,
+    Again,
+    Hello,
+    Outcomes,
+    Task,
+    ToServer,
+    frame,
+    to_server,
+)
 from airflow_mlbatch.server.worker import WorkerSettings, work
 
-__all__ = ["ServicesError", "Worker", "start_worker"]
+__all__ = ["ServicesError", "Work", "Worker", "start_worker"]
 
 _START_SECONDS = 300
 _BURY_SECONDS = 5
 _LAST_WORDS_READ = 4_000
 _LAST_WORDS_SHOWN = 280
 _READ_BYTES = 1024 * 1024
+# A worker that says nothing for so long is on a long record; those before it should not wait for it.
+_LONG_SECONDS = 0.25
 
 
 def _context() -> BaseContext:
@@ -56,9 +70,30 @@ class ServicesError(InputError):
         self.details = details
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a worker has to do with records.
+
+    :param purpose: what it belongs to, for those who look for the worker that is on it
+    :param keep_in: folder for the artifacts
+    :param with_files: whether the artifacts also go into the results
+    """
+
+    purpose: object
+    name: str
+    version: str
+    keep_in: str
+    with_files: bool = False
+
+    def task(self, serial: int, records: Block) -> Task:
+        """The message about some records."""
+        return Task(serial, self.name, self.version, self.keep_in, *records, self.with_files)
+
+
 class Worker:
     """A worker process that has loaded the services.
 
+    :param journal: where it keeps outcomes that it has not sent yet
     :param scratch: where it makes its folder
     """
 
@@ -67,14 +102,17 @@ class Worker:
         process: BaseProcess,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        journal: Journal,
         scratch: Path,
     ) -> None:
-        self._scratch = scratch
+        self._journal, self._scratch = journal, scratch
         self._process, self._reader, self._writer = process, reader, writer
         self._killed_because = ""
         self.services: list[Service] = []
         self.purpose: object = None
-        self.unfinished: list[tuple[int, bytes]] = []
+        self._take: Callable[[Block], None] | None = None
+        self._task = self.unfinished = Block(0, 0, b"")
+        self._next = 0
         self.record_began = 0.0
         self.has_left = False
         self.cause_of_death = ""
@@ -116,35 +154,63 @@ class Worker:
             raise ServicesError(problem, hello.details)
         self.services = [described.service() for described in hello.services]
 
-    async def run(self, task: Task, purpose: object, take: Callable[[Outcome], None]) -> bool:
+    async def run(
+        self,
+        work: Work,
+        records: Block,
+        take: Callable[[Block], None],
+        put_back: Callable[[Block], None],
+    ) -> bool:
         """Have records scored.
 
-        :param purpose: what the task belongs to, for those who look for the worker that is on it
-        :param take: called with each outcome as it arrives
+        :param work: what the records belong to
+        :param take: called with outcomes as they arrive
+        :param put_back: called with a record that has to be run again on a disk with space
         :return: whether the worker can take another task; if not, ``unfinished`` holds the records
             without an outcome, the one it died on first
         """
-        self.purpose, self.unfinished = purpose, list(task.records)
-        loop = asyncio.get_running_loop()
-        self.record_began = loop.time()
+        self.purpose, self._take = work.purpose, take
+        self._task, self._next = records, records.first
+        self._journal.serial += 1
+        self.record_began = asyncio.get_running_loop().time()
         try:
-            self._writer.write(frame(task))
-            for place in range(len(task.records)):
-                outcome = await self._receive()
-                if not isinstance(outcome, Outcome):
-                    self.unfinished = list(task.records[place:])
-                    await self.end()
-                    return False
-                self.record_began = loop.time()
-                take(outcome)
-                if outcome.is_last:
-                    self.has_left = True
-                    self.unfinished = list(task.records[place + 1 :])
-                    return False
-            self.unfinished = []
-            return True
+            self._writer.write(frame(work.task(self._journal.serial, records)))
+            return await self._heard_all(put_back)
         finally:
-            self.purpose = None
+            self.unfinished = self._task.part(self._next, self._task.end)
+            self.purpose = self._take = None
+
+    async def _heard_all(self, put_back: Callable[[Block], None]) -> bool:
+        while self._next < self._task.end:
+            message = await self._receive()
+            self.record_began = asyncio.get_running_loop().time()
+            if isinstance(message, Outcomes):
+                self._accept(Block(message.first, message.count, message.texts))
+            elif isinstance(message, Again):
+                put_back(self._task.part(message.position, message.position + 1))
+                self._next = message.position + 1
+            else:
+                await self.end()
+                self._accept(self._journal.read())
+                return False
+            if message.is_last:
+                self.has_left = True
+                return False
+        return True
+
+    def _accept(self, outcomes: Block | None) -> None:
+        """Hand on outcomes that are new: some may have been read from the journal before."""
+        if outcomes is None or self._take is None:
+            return
+        if outcomes.first <= self._next < outcomes.end <= self._task.end:
+            new = outcomes.part(self._next, outcomes.end)
+            self._next = new.end
+            self._take(new)
+
+    def look_after(self) -> None:
+        """While it is on a long record, take the outcomes of those before it."""
+        if asyncio.get_running_loop().time() - self.record_began > _LONG_SECONDS:
+            self._accept(self._journal.read())
 
     @property
     def is_alive(self) -> bool:
@@ -219,8 +285,10 @@ async def start_worker(settings: WorkerSettings, seconds: float = _START_SECONDS
     """
     ours, theirs = socket.socketpair()
     with theirs:
-        process = _context().Process(  # type: ignore[attr-defined]
-            target=work, args=(theirs, settings), name="mlbatch-worker"
+        context = _context()
+        memory = shared_memory(context)
+        process = context.Process(  # type: ignore[attr-defined]
+            target=work, args=(theirs, memory, settings), name="mlbatch-worker"
         )
         try:
             await _to_the_end(asyncio.to_thread(process.start))
@@ -231,7 +299,7 @@ async def start_worker(settings: WorkerSettings, seconds: float = _START_SECONDS
             raise
     ours.setblocking(False)
     reader, writer = await asyncio.open_connection(sock=ours, limit=_READ_BYTES)
-    worker = Worker(process, reader, writer, settings.scratch)
+    worker = Worker(process, reader, writer, Journal(memory), settings.scratch)
     try:
         await worker.hear_hello(settings, seconds)
     except BaseException:

@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 _SWEEP_SECONDS = 2.0
 _DAY = 86_400.0
 _GB = 1_000_000_000
-# What SQLite needs beside the text of a record or of a result: its keys, its size, its place.
-_ROW_BYTES = 16
+# What SQLite needs beside a block of records or of results: its keys, its size, its place.
+_ROW_BYTES = 32
 # A table of its own: an execution does not say when it ended.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS endings (
@@ -44,9 +44,9 @@ _NOTE_NEW = """INSERT INTO endings SELECT number, ?, NULL FROM executions
 _FORGET_OLD = "DELETE FROM endings WHERE execution NOT IN (SELECT number FROM executions)"
 _UNMEASURED = """SELECT number, id FROM executions
     JOIN endings ON endings.execution = number WHERE bytes IS NULL"""
-_SIZES = """SELECT count(*), coalesce(sum(length(input)), 0) FROM records WHERE execution = ?1
+_SIZES = """SELECT count(*), coalesce(sum(length(texts)), 0) FROM records WHERE execution = ?1
     UNION ALL
-    SELECT count(*), coalesce(sum(length(outcome)), 0) FROM results WHERE execution = ?1"""
+    SELECT count(*), coalesce(sum(length(texts)), 0) FROM results WHERE execution = ?1"""
 _ENDED = """SELECT executions.*, ended_at, coalesce(bytes, 0) FROM executions
     JOIN endings ON endings.execution = number ORDER BY ended_at, number"""
 

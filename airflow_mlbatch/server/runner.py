@@ -95,7 +95,7 @@ class Runner:
         self,
         execution: Execution,
         program: Program | None = None,
-        done_positions: Iterable[int] = (),
+        done_positions: Iterable[range] = (),
     ) -> None:
         """Take a stored execution up; some of its records may have an outcome already.
 

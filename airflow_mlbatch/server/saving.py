@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from airflow_mlbatch.server.blocks import Block, merged
 from airflow_mlbatch.server.folder import DISK_FULL, DataFolder
 from airflow_mlbatch.server.store import Result, StorageError, Store
 
@@ -17,9 +18,8 @@ __all__ = ["Saver"]
 log = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 0.05
-_FLUSH_RESULTS = 2_000
+_FLUSH_BYTES = 1024 * 1024
 _MOST_KEPT_BYTES = 32 * 1024 * 1024
-_MOST_KEPT_RESULTS = 20_000
 _RETRY_SECONDS = 1.0
 
 
@@ -43,20 +43,18 @@ class Saver:
     @property
     def is_blocked(self) -> bool:
         """Whether no more should be scored for now: the outcomes do not get away."""
-        return bool(self.problem) or (
-            self._kept_bytes > _MOST_KEPT_BYTES or len(self._kept) > _MOST_KEPT_RESULTS
-        )
+        return bool(self.problem) or self._kept_bytes > _MOST_KEPT_BYTES
 
-    def take(self, result: Result) -> None:
-        """Have an outcome stored soon."""
-        self._kept.append(result)
-        self._kept_bytes += len(result[2])
+    def take(self, number: int, block: Block) -> None:
+        """Have outcomes of an execution stored soon."""
+        self._kept.append((number, block))
+        self._kept_bytes += len(block.texts)
         self._has_work.set()
 
     def drop(self, number: int) -> None:
         """Forget the outcomes of an execution that is being deleted."""
         self._kept = [result for result in self._kept if result[0] != number]
-        self._kept_bytes = sum(len(result[2]) for result in self._kept)
+        self._kept_bytes = sum(len(block.texts) for _, block in self._kept)
 
     def report_full_disk(self) -> None:
         """An artifact could not be stored: nothing more until there is space."""
@@ -67,7 +65,7 @@ class Saver:
         """Store what comes, for ever."""
         while True:
             await self._has_work.wait()
-            if len(self._kept) < _FLUSH_RESULTS:
+            if self._kept_bytes < _FLUSH_BYTES:
                 await asyncio.sleep(_FLUSH_SECONDS)
             self._has_work.clear()
             try:
@@ -89,7 +87,7 @@ class Saver:
 
         :raises StorageError: nothing was stored, all is kept
         """
-        results, self._kept = self._kept, []
+        results, self._kept = self._neighbours_joined(), []
         self._kept_bytes = 0
         if not results:
             return set()
@@ -97,6 +95,13 @@ class Saver:
             await self._store.write(self._store.add_results, results)
         except BaseException:
             self._kept[:0] = results
-            self._kept_bytes = sum(len(result[2]) for result in self._kept)
+            self._kept_bytes = sum(len(block.texts) for _, block in self._kept)
             raise
         return {result[0] for result in results} - {result[0] for result in self._kept}
+
+    def _neighbours_joined(self) -> list[Result]:
+        """What there is, in fewer blocks."""
+        blocks: dict[int, list[Block]] = {}
+        for number, block in self._kept:
+            blocks.setdefault(number, []).append(block)
+        return [(number, block) for number, some in blocks.items() for block in merged(some)]

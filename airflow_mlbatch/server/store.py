@@ -3,6 +3,8 @@
 Law: one writer. Every write is one transaction on one thread, on disk before its caller goes on;
 readers have connections of their own and never wait for it. A result is stored once for each
 execution and position, whoever reports it how often.
+
+Records and results lie in blocks, many to a row: a row for each would cost more than scoring it.
 """
 
 from __future__ import annotations
@@ -14,14 +16,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.protocol.results import BatchStatus
 from airflow_mlbatch.protocol.states import BatchState
+from airflow_mlbatch.server.blocks import Block, blocks_of
 
 __all__ = [
     "Execution",
@@ -31,13 +34,14 @@ __all__ = [
     "StartKey",
     "StorageError",
     "Store",
+    "stored_text",
 ]
 
 T = TypeVar("T")
-Result = tuple[int, int, bytes]
-"""Number of the execution, position of the record, the outcome as it is sent."""
+Result = tuple[int, Block]
+"""Number of the execution, outcomes as they are sent."""
 
-_SCHEMA_VERSION = 3
+_SCHEMA_VERSION = 4
 _SCHEMA = """
 CREATE TABLE executions (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -55,16 +59,18 @@ CREATE TABLE executions (
 CREATE INDEX executions_of_service ON executions (service, version);
 CREATE TABLE records (
     execution INTEGER NOT NULL,
-    position INTEGER NOT NULL,
-    input BLOB NOT NULL,
-    PRIMARY KEY (execution, position)
-) WITHOUT ROWID;
+    first INTEGER NOT NULL,
+    length INTEGER NOT NULL,
+    texts BLOB NOT NULL,
+    PRIMARY KEY (execution, first)
+);
 CREATE TABLE results (
     execution INTEGER NOT NULL,
-    position INTEGER NOT NULL,
-    outcome BLOB NOT NULL,
-    PRIMARY KEY (execution, position)
-) WITHOUT ROWID;
+    first INTEGER NOT NULL,
+    length INTEGER NOT NULL,
+    texts BLOB NOT NULL,
+    PRIMARY KEY (execution, first)
+);
 CREATE TABLE pairs (
     refresh_hash TEXT PRIMARY KEY,
     access_hash TEXT NOT NULL UNIQUE,
@@ -74,19 +80,9 @@ CREATE TABLE pairs (
     renewable_until REAL NOT NULL
 ) WITHOUT ROWID;
 """
-_PURGES = (
-    (
-        "SELECT execution FROM records WHERE execution > ? ORDER BY execution LIMIT 1",
-        """DELETE FROM records WHERE execution = ?1
-           AND position < ?2 + (SELECT min(position) FROM records WHERE execution = ?1)""",
-    ),
-    (
-        "SELECT execution FROM results WHERE execution > ? ORDER BY execution LIMIT 1",
-        """DELETE FROM results WHERE execution = ?1
-           AND position < ?2 + (SELECT min(position) FROM results WHERE execution = ?1)""",
-    ),
-)
-_PURGE_ROWS = 20_000
+_Table = Literal["records", "results"]
+_TABLES: tuple[_Table, ...] = ("records", "results")
+_PURGE_ROWS = 200
 _MAX_FREED_PAGES = 2_000
 _MAX_IDLE_LOG = 64 * 1024 * 1024
 
@@ -202,10 +198,10 @@ class Store:
         service: str,
         version: str,
         parallel_count: int,
-        records: Sequence[Any],
+        records: Sequence[Block],
         key: StartKey | None = None,
     ) -> tuple[Execution, bool]:
-        """Store a batch with its records, each as JSON text.
+        """Store a batch with its records.
 
         There is one writer, so of several starts with one key the first stores its batch and the
         others find it.
@@ -217,7 +213,7 @@ class Store:
             known = self._started_with(self._writer, service, version, key)
             if known is not None:
                 return known, False
-        total = len(records)
+        total = records[-1].end if records else 0
         state = (BatchState.PENDING if total else BatchState.COMPLETE).value
         stored_key = (None, None) if key is None else (key.key, key.body_digest)
         row = (execution_id, service, version, parallel_count, total, 0, state, *stored_key)
@@ -230,8 +226,7 @@ class Store:
         )
         number = int(cursor.lastrowid or 0)
         self._writer.executemany(
-            "INSERT INTO records VALUES (?, ?, ?)",
-            ((number, position, record) for position, record in enumerate(records)),
+            "INSERT INTO records VALUES (?, ?, ?, ?)", ((number, *block) for block in records)
         )
         return Execution(number, *row), True
 
@@ -240,24 +235,50 @@ class Store:
 
         The execution is complete with its last record.
         """
-        for number, rows in groupby(sorted(results, key=itemgetter(0)), key=itemgetter(0)):
-            before = self._writer.total_changes
-            self._writer.executemany("INSERT OR IGNORE INTO results VALUES (?, ?, ?)", rows)
-            added = self._writer.total_changes - before
-            self._writer.execute(
-                "UPDATE executions SET completed = completed + ?1,"
-                " state = CASE WHEN completed < total AND completed + ?1 >= total"
-                " THEN ?2 ELSE state END WHERE number = ?3",
-                (added, BatchState.COMPLETE.value, number),
-            )
+        for number, rows in groupby(sorted(results), key=itemgetter(0)):
+            self._count(number, sum(self._add_block(number, block) for _, block in rows))
+
+    def _add_block(self, number: int, block: Block) -> int:
+        """Store the outcomes of those records that have none; returns how many these are."""
+        known = self._writer.execute(
+            "SELECT first, length FROM results WHERE execution = ? AND first < ?"
+            " ORDER BY first DESC LIMIT 1",
+            (number, block.end),
+        ).fetchone()
+        if known is not None and sum(known) > block.first:
+            done = set(chain.from_iterable(self._done(self._writer, number)))
+            parts = [
+                block.part(position, position + 1)
+                for position in range(block.first, block.end)
+                if position not in done
+            ]
+        else:
+            parts = [block]
+        self._writer.executemany(
+            "INSERT INTO results VALUES (?, ?, ?, ?)", ((number, *part) for part in parts)
+        )
+        return sum(part.length for part in parts)
+
+    def _count(self, number: int, added: int) -> None:
+        self._writer.execute(
+            "UPDATE executions SET completed = completed + ?1,"
+            " state = CASE WHEN completed < total AND completed + ?1 >= total"
+            " THEN ?2 ELSE state END WHERE number = ?3",
+            (added, BatchState.COMPLETE.value, number),
+        )
 
     def fail_execution(self, number: int, outcome: bytes) -> None:
         """End a batch that cannot be run: every record without an outcome gets this one."""
-        self._writer.execute(
-            "INSERT OR IGNORE INTO results"
-            " SELECT execution, position, ? FROM records WHERE execution = ?",
-            (outcome, number),
-        )
+        (total,) = self._writer.execute(
+            "SELECT total FROM executions WHERE number = ?", (number,)
+        ).fetchone() or (0,)
+        position = 0
+        for done in (*self._done(self._writer, number), range(total, total)):
+            missing = blocks_of([outcome] * (done.start - position), position)
+            self._writer.executemany(
+                "INSERT INTO results VALUES (?, ?, ?, ?)", ((number, *block) for block in missing)
+            )
+            position = done.stop
         self._writer.execute(
             "UPDATE executions SET completed = total, state = ? WHERE number = ?",
             (BatchState.FAILED.value, number),
@@ -273,20 +294,33 @@ class Store:
 
         In steps, so that deleting a large batch does not hold up the results of the others.
         """
-        for find, remove in _PURGES:
-            orphan = self._first_orphan(find)
+        for table in _TABLES:
+            orphan = self._first_orphan(table)
             if orphan is None:
                 continue
-            self._writer.execute(remove, (orphan, _PURGE_ROWS))
+            self._writer.execute(
+                _in(
+                    table,
+                    "DELETE FROM blocks WHERE rowid IN"
+                    " (SELECT rowid FROM blocks WHERE execution = ? LIMIT ?)",
+                ),
+                (orphan, _PURGE_ROWS),
+            )
             self._writer.execute(f"PRAGMA incremental_vacuum({_MAX_FREED_PAGES})").fetchall()
             return True
         return False
 
-    def _first_orphan(self, find: str) -> int | None:
+    def _first_orphan(self, table: _Table) -> int | None:
         """The lowest number in a table that is no execution's; skips from number to number."""
         number = 0
         while True:
-            row = self._writer.execute(find, (number,)).fetchone()
+            row = self._writer.execute(
+                _in(
+                    table,
+                    "SELECT execution FROM blocks WHERE execution > ? ORDER BY execution LIMIT 1",
+                ),
+                (number,),
+            ).fetchone()
             if row is None:
                 return None
             number = int(row[0])
@@ -374,27 +408,21 @@ class Store:
         """Ids of all executions."""
         return {row[0] for row in self._reader.execute("SELECT id FROM executions")}
 
-    def done_positions(self, number: int) -> Iterator[int]:
-        """Positions that have an outcome."""
-        for row in self._reader.execute(
-            "SELECT position FROM results WHERE execution = ?", (number,)
-        ):
-            yield row[0]
+    def done_positions(self, number: int) -> list[range]:
+        """Positions that have an outcome, in order."""
+        return list(self._done(self._reader, number))
 
-    def records(self, number: int, start: int, max_bytes: int) -> list[tuple[int, bytes]]:
-        """Positions and JSON texts of records, at least one unless there is none from ``start``."""
-        return self._range("SELECT position, input FROM records", number, start, max_bytes)
+    def records(self, number: int, start: int, max_bytes: int) -> list[Block]:
+        """Blocks of records, at least one unless none begins at ``start`` or after."""
+        return self._range("records", number, start, max_bytes)
 
-    def outcomes(self, number: int, start: int, max_bytes: int) -> list[tuple[int, bytes]]:
-        """Positions and outcomes, at least one unless there is none from ``start``."""
-        return self._range("SELECT position, outcome FROM results", number, start, max_bytes)
+    def outcomes(self, number: int, start: int, max_bytes: int) -> list[Block]:
+        """Blocks of outcomes, at least one unless none begins at ``start`` or after."""
+        return self._range("results", number, start, max_bytes)
 
     def outcome(self, number: int, position: int) -> bytes | None:
         """The outcome of one record."""
-        row = self._reader.execute(
-            "SELECT outcome FROM results WHERE execution = ? AND position = ?", (number, position)
-        ).fetchone()
-        return None if row is None else row[0]
+        return stored_text(self._reader, "results", number, position)
 
     def pairs(self) -> list[Pair]:
         """All pairs of tokens."""
@@ -417,16 +445,26 @@ class Store:
             raise OtherBodyError(execution.id)
         return execution
 
-    def _range(
-        self, select: str, number: int, start: int, max_bytes: int
-    ) -> list[tuple[int, bytes]]:
-        found: list[tuple[int, bytes]] = []
+    @staticmethod
+    def _done(connection: sqlite3.Connection, number: int) -> Iterator[range]:
+        for first, count in connection.execute(
+            "SELECT first, length FROM results WHERE execution = ? ORDER BY first", (number,)
+        ):
+            yield range(first, first + count)
+
+    def _range(self, table: _Table, number: int, start: int, max_bytes: int) -> list[Block]:
+        found: list[Block] = []
         size = 0
         for row in self._reader.execute(
-            f"{select} WHERE execution = ? AND position >= ? ORDER BY position", (number, start)
+            _in(
+                table,
+                "SELECT first, length, texts FROM blocks"
+                " WHERE execution = ? AND first >= ? ORDER BY first",
+            ),
+            (number, start),
         ):
-            found.append(row)
-            size += len(row[1])
+            found.append(Block(*row))
+            size += len(row[2])
             if size >= max_bytes:
                 break
         return found
@@ -475,3 +513,29 @@ class Store:
                 raise StorageError(f"storage: {error}") from error
             raise
         return value
+
+
+def stored_text(
+    connection: sqlite3.Connection, table: _Table, number: int, position: int
+) -> bytes | None:
+    """One record, or its outcome; ``None`` when it is not there.
+
+    :param connection: to the database
+    :param number: of the execution
+    """
+    row = connection.execute(
+        _in(
+            table,
+            "SELECT first, length, texts FROM blocks"
+            " WHERE execution = ? AND first <= ? ORDER BY first DESC LIMIT 1",
+        ),
+        (number, position),
+    ).fetchone()
+    if row is None or position >= Block(*row).end:
+        return None
+    return Block(*row).part(position, position + 1).texts
+
+
+def _in(table: _Table, statement: str) -> str:
+    """A statement about one of the two tables of blocks."""
+    return statement.replace("blocks", table)

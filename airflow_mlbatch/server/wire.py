@@ -1,7 +1,7 @@
 """What the server and its worker processes tell each other: length-prefixed msgpack over a socket.
 
-The server sends a :class:`Task`; the worker answers with one :class:`Outcome` for each record, in
-order and as soon as it has it, so that when it dies the record it was on is known.
+The server sends a :class:`Task`; the worker answers with an outcome for each record, in order. Those
+that come quickly are sent together; see :mod:`airflow_mlbatch.server.outbox`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,19 @@ from typing import Any
 import msgspec
 
 from airflow_mlbatch.protocol.services import Parameter, Service
+from airflow_mlbatch.server.blocks import Block
 
-__all__ = ["LENGTH", "Hello", "Outcome", "Task", "ToServer", "decode_task", "frame", "to_server"]
+__all__ = [
+    "LENGTH",
+    "Again",
+    "Hello",
+    "Outcomes",
+    "Task",
+    "ToServer",
+    "decode_task",
+    "frame",
+    "to_server",
+]
 
 LENGTH = struct.Struct("!I")
 
@@ -68,40 +79,64 @@ class Hello(msgspec.Struct, tag=True):
     details: str = ""
 
 
-class Outcome(msgspec.Struct, tag=True, gc=False):
-    """One record is done.
+class Outcomes(msgspec.Struct, tag=True, gc=False):
+    """Some records in a row are done.
 
-    :param result: the outcome as the API sends it; empty where the record has to be run again
-        because the disk was full
-    :param is_last: the worker leaves after this one (it has grown too large, or worked enough)
+    :param first: position of the first
+    :param count: how many there are
+    :param texts: the outcomes as the API sends them, with commas between them
+    :param is_last: the worker leaves after these (it has grown too large, or worked enough)
+    """
+
+    first: int
+    count: int
+    texts: bytes
+    is_last: bool = False
+
+
+class Again(msgspec.Struct, tag=True, gc=False):
+    """A record has to be run again because the disk was full.
+
+    :param is_last: as for :class:`Outcomes`
     """
 
     position: int
-    result: bytes
     is_last: bool = False
 
 
 class Task(msgspec.Struct, gc=False):
-    """Some records of one execution.
+    """Some records in a row of one execution.
 
+    :param serial: its number among the tasks of a worker
     :param keep_in: folder for the artifacts, one folder by position below it
+    :param first: position of the first record
+    :param count: how many there are
+    :param texts: the records as JSON, with commas between them
     :param with_files: whether the artifacts also go into the result
     """
 
+    serial: int
     name: str
     version: str
     keep_in: str
-    records: list[tuple[int, bytes]]
+    first: int
+    count: int
+    texts: bytes
     with_files: bool = False
 
+    @property
+    def records(self) -> Block:
+        """The records themselves."""
+        return Block(self.first, self.count, self.texts)
 
-ToServer = Hello | Outcome
+
+ToServer = Hello | Outcomes | Again
 _encoder = msgspec.msgpack.Encoder()
 _task_decoder = msgspec.msgpack.Decoder(Task)
 _to_server_decoder = msgspec.msgpack.Decoder(ToServer)
 
 
-def frame(message: Hello | Outcome | Task) -> bytes:
+def frame(message: ToServer | Task) -> bytes:
     """A message with its length in front."""
     body = _encoder.encode(message)
     return LENGTH.pack(len(body)) + body

@@ -33,12 +33,15 @@ from airflow_mlbatch.protocol.services import Service
 from airflow_mlbatch.protocol.types import TYPES, to_wire
 from airflow_mlbatch.protocol.values import Misfit
 from airflow_mlbatch.server.folder import has_room
+from airflow_mlbatch.server.outbox import Outbox
 from airflow_mlbatch.server.programs import Program
 from airflow_mlbatch.server.registry import load_services
 from airflow_mlbatch.server.signals import bear_sigterm
-from airflow_mlbatch.server.wire import LENGTH, Described, Hello, Outcome, Task, decode_task, frame
+from airflow_mlbatch.server.wire import LENGTH, Described, Hello, Task, decode_task, frame
 
 if TYPE_CHECKING:
+    import msgspec
+
     from airflow_mlbatch.server.r_program import RProgram
 
 __all__ = ["WorkerSettings", "work"]
@@ -47,6 +50,8 @@ MAX_CONSOLE_CHARACTERS = 64 * 1024
 _MAX_MESSAGE_CHARACTERS = 4_000
 _MOST_RESULT_BYTES = 64 * 1024 * 1024
 _MEMORY_CHECK_SECONDS = 0.1
+# No folder is from this second of the year 2001, which every file system can hold.
+_UNTOUCHED = 1_000_000_008 * 10**9
 
 
 @dataclass(frozen=True)
@@ -72,14 +77,17 @@ class WorkerSettings:
     last_words: Path | None = None
 
 
-def work(line: socket.socket, settings: WorkerSettings) -> None:
-    """The life of a worker process: until the server hangs up, or it has to leave."""
+def work(line: socket.socket, memory: Any, settings: WorkerSettings) -> None:
+    """The life of a worker process: until the server hangs up, or it has to leave.
+
+    :param memory: for outcomes that are not sent yet
+    """
     _become_worker()
     with contextlib.suppress(ConnectionError):  # The server has gone.
-        _work(line, settings)
+        _work(line, memory, settings)
 
 
-def _work(line: socket.socket, settings: WorkerSettings) -> None:
+def _work(line: socket.socket, memory: Any, settings: WorkerSettings) -> None:
     folder = _Folder(settings.scratch / f"worker-{os.getpid()}")
     try:
         with _LastWords(settings.last_words):
@@ -90,14 +98,14 @@ def _work(line: socket.socket, settings: WorkerSettings) -> None:
         line.sendall(frame(Hello([], _sendable(str(error)), _sendable(details))))
         return
     line.sendall(frame(Hello([Described.of(scorer.service) for scorer in runners.values()])))
-    limits = _Limits(settings)
+    limits, outbox = _Limits(settings), Outbox(line, memory)
     with line, line.makefile("rb") as words:
         while True:
             head = words.read(LENGTH.size)
             if len(head) < LENGTH.size:
                 break
             task = decode_task(words.read(*LENGTH.unpack(head)))
-            if not _run(task, runners[task.name, task.version], line, limits):
+            if not _run(task, runners[task.name, task.version], outbox, limits):
                 break
     folder.remove()
 
@@ -157,14 +165,19 @@ class _LastWords:
         os.close(self._stderr)
 
 
-def _run(task: Task, scorer: _Scorer, line: socket.socket, limits: _Limits) -> bool:
+def _run(task: Task, scorer: _Scorer, outbox: Outbox, limits: _Limits) -> bool:
     """Score the records of a task; whether this worker may go on."""
-    for position, record in task.records:
-        result = scorer.score(record, os.path.join(task.keep_in, str(position)), task.with_files)
+    outbox.begin(task.serial)
+    for position, record in enumerate(task.records.split(), task.first):
+        result = scorer.score(record, task, position)
         is_last = limits.are_reached() or scorer.is_spent
-        line.sendall(frame(Outcome(position, result, is_last)))
+        if result:
+            outbox.put(position, result, is_last=is_last)
+        else:
+            outbox.put_again(position, is_last=is_last)
         if is_last:
             return False
+    outbox.flush()
     return True
 
 
@@ -242,7 +255,14 @@ class _Folder:
             self._count += 1
             self._current = str(self._root / str(self._count))
             os.makedirs(self._current)
+            self._mark()
         os.chdir(self._current)
+
+    def _mark(self) -> None:
+        # Whatever is put into a folder changes its time: to see whether that is still this one is
+        # quicker than to look into the folder.
+        with contextlib.suppress(OSError):
+            os.utime(self._current, ns=(_UNTOUCHED, _UNTOUCHED))
 
     def take(self, names: Sequence[str], keep_in: str) -> list[str]:
         """Move the regular files of these names to ``keep_in``; returns those that were there."""
@@ -264,15 +284,20 @@ class _Folder:
 
     def leave(self) -> None:
         """Forget the folder unless it is empty."""
+        with contextlib.suppress(OSError):
+            if os.stat(self._current).st_mtime_ns == _UNTOUCHED:
+                return
         os.chdir(self._root)
         try:
             with os.scandir(self._current) as entries:
                 is_empty = next(entries, None) is None
         except OSError:
             is_empty = False
-        if not is_empty:
-            shutil.rmtree(self._current, ignore_errors=True)
-            self._current = ""
+        if is_empty:
+            self._mark()
+            return
+        shutil.rmtree(self._current, ignore_errors=True)
+        self._current = ""
 
     def is_too_full(self, error: BaseException) -> bool:
         """Whether it failed because the disk of the data folder is full, and not some other one."""
@@ -335,7 +360,7 @@ class _Scorer:
         """Whether it cannot score another record."""
         return False
 
-    def score(self, record: bytes, keep_in: str, with_files: bool) -> bytes:
+    def score(self, record: bytes | msgspec.Raw, task: Task, position: int) -> bytes:
         """Run the function on a record.
 
         :return: the outcome as it is sent; empty when it has to be run again on a disk with space
@@ -351,6 +376,7 @@ class _Scorer:
                 self._folder.leave()
                 return b""
             problem = _told(error)
+        keep_in = os.path.join(task.keep_in, str(position)) if self.service.artifacts else ""
         try:
             names = self._folder.take(self.service.artifacts, keep_in)
         except OSError as error:
@@ -367,7 +393,7 @@ class _Scorer:
                 error=problem,
                 console_output=console,
                 changed_files=names,
-                files=_contents(names, keep_in) if with_files else None,
+                files=_contents(names, keep_in) if task.with_files else None,
             )
         except (OSError, ValueError, MemoryError) as error:
             return _failure(_told(error), names)
@@ -376,9 +402,13 @@ class _Scorer:
             return _failure(told, names)
         return result
 
-    def _call(self, record: bytes) -> Mapping[str, Any]:
-        with contextlib.redirect_stdout(self._console):
+    def _call(self, record: bytes | msgspec.Raw) -> Mapping[str, Any]:
+        # As contextlib.redirect_stdout, which takes as long as all the rest of a trivial record.
+        stdout, sys.stdout = sys.stdout, self._console
+        try:
             return self._read(self._reader.values(record))
+        finally:
+            sys.stdout = stdout
 
     def _read(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         return self._outputs.read(self._function(**values))

@@ -139,6 +139,11 @@ def _leave_files() -> None:
     Path("b.txt").symlink_to("/etc/hostname")
 
 
+def _note() -> None:
+    with open(os.environ["NOTE_FILE"], "a") as file:
+        file.write("run\n")
+
+
 MOODS: dict[str, Callable[[], Any]] = {
     "print": _print,
     "print much": lambda: print("x" * 1_000_000),
@@ -164,6 +169,7 @@ MOODS: dict[str, Callable[[], Any]] = {
     "list folder": lambda: ",".join(sorted(os.listdir())),
     "chdir": lambda: os.chdir("/"),
     "remove folder": lambda: shutil.rmtree(os.getcwd()),
+    "note": _note,
     "pid": lambda: str(os.getpid()),
     "environment": lambda: " ".join(name for name in os.environ if "PASSWORD" in name),
 }

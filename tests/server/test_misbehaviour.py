@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.patience import wait_until
 from tests.server.api import Api
 from tests.server.conftest import SERVICES
 from tests.server.processes import assert_gone, lives
@@ -66,6 +67,38 @@ def test_many_deaths_in_one_batch(api: Api) -> None:
     moods = ["pid", "os._exit", "pid", "pid", "segfault"] * 8
     results = api.score("moody", [{"mood": mood} for mood in moods])
     assert [item["success"] for item in results] == [mood == "pid" for mood in moods]
+
+
+def test_what_was_scored_before_a_death_is_not_scored_again(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    moods = ["note"] * 60 + ["os._exit"] + ["note"] * 60 + ["segfault"] + ["note"] * 60
+    with running_server(
+        "--services", SERVICES, "--workers", "1", env={"NOTE_FILE": str(notes)}
+    ) as server:
+        results = Api(server.url).score("moody", [{"mood": mood} for mood in moods])
+    told = [item["errorMessage"] for item in results]
+    assert [message for message in told if "worker process" in message] == [
+        "the worker process ended with exit code 3",
+        "the worker process was killed by signal SIGSEGV",
+    ]
+    assert [mood for mood, message in zip(moods, told, strict=True) if "process" in message] == [
+        "os._exit",
+        "segfault",
+    ]
+    assert len(notes.read_text().split()) == moods.count("note")
+
+
+def test_records_do_not_wait_for_a_long_one_behind_them(tmp_path: Path) -> None:
+    with running_server(
+        "--services", SERVICES, "--workers", "1", env={"STARTED_FILE": str(tmp_path / "started")}
+    ) as server:
+        own = Api(server.url)
+        # The worker gets one record, then two, then four, of which the last but one hangs.
+        records = [GOOD] * 5 + [{"mood": "start and hang"}] + [GOOD] * 20
+        path = own.start("moody", records)
+        wait_until(lambda: own.batch(path)["completedItemCount"] == 5)
+        assert len(own.batch(path)["batchExecutionResults"]) == 5
+        own.delete(path)
 
 
 def test_what_is_printed_is_kept_with_its_record(api: Api, server: RunningServer) -> None:

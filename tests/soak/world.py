@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from airflow_mlbatch.server.store import stored_text
 from tests.server_process import RunningServer, running_server
 from tests.soak.line import SoakLine
 from tests.system.airflow_processes import AirflowProcesses, running_airflow
@@ -153,11 +154,13 @@ class World:
         with contextlib.closing(
             sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)
         ) as db:
-            rows = db.execute(
-                "SELECT id, state, input FROM executions JOIN records"
-                " ON records.execution = executions.number AND position = 0"
-            ).fetchall()
-        return [(execution_id, state, json.loads(record)) for execution_id, state, record in rows]
+            rows = db.execute("SELECT id, state, number FROM executions").fetchall()
+            # Deleted meanwhile: then there is no first record any more.
+            return [
+                (execution_id, state, json.loads(record))
+                for execution_id, state, number in rows
+                if (record := stored_text(db, "records", number, 0)) is not None
+            ]
 
     def _below_schedulers(self) -> Iterator[tuple[psutil.Process, bool]]:
         """Processes that a scheduler, alive or dead, has left; and whether each is a worker."""
