@@ -7,19 +7,22 @@ cannot be used is said in one line on stderr, with exit code 2.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 from airflow_mlbatch import __version__
 from airflow_mlbatch.errors import MLBatchError
+from airflow_mlbatch.prompt.commands import add_commands
+from airflow_mlbatch.prompt.connecting import add_connection
+from airflow_mlbatch.prompt.values import above_zero as _above_zero
+from airflow_mlbatch.prompt.values import checked as _checked
+from airflow_mlbatch.prompt.values import natural as _natural
+from airflow_mlbatch.prompt.values import word as _word
 
 __all__ = ["main"]
-
-N = TypeVar("N", int, float)
 
 _MIB = 1024 * 1024
 
@@ -36,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_ui(commands)
     _add_publish(commands)
     _add_unpublish(commands)
+    add_commands(commands)
     _add_orphans(commands)
     options = parser.parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
@@ -418,20 +422,8 @@ def _add_orphans(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "is BatchScoreOperator",
     )
     option("--delete", action="store_true", help="delete what is listed")
-    server = orphans.add_mutually_exclusive_group()
-    server.add_argument(
-        "--conn-id",
-        type=_word,
-        default="mlbatch_default",
-        help="the connection to the scoring server, which the environment or a secrets backend has",
-    )
-    server.add_argument(
-        "--url",
-        type=_word,
-        help="the address of the scoring server, in place of a connection; set MLBATCH_PASSWORD, and "
-        "MLBATCH_USERNAME if the user is not admin",
-    )
     option("--airflow-url", type=_word, default="http://localhost:8080", help="of Airflow's API")
+    add_connection(orphans)
 
 
 def _orphans(options: argparse.Namespace) -> int:
@@ -462,21 +454,10 @@ def _memory() -> int:
         return 0
 
 
-def _word(text: str) -> str:
-    # A variable that is not set would mean every address of this machine, or a user without a name.
-    if not text.strip() or not text.isprintable():
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected some text")
-    return text
-
-
 def _folder(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected the path of a folder")
     return Path(text)
-
-
-def _natural(text: str) -> int:
-    return _checked(text, int, lambda number: number >= 0, "a whole number from 0")
 
 
 def _positive(text: str) -> int:
@@ -489,18 +470,6 @@ def _port(text: str) -> int:
 
 def _seconds(text: str) -> float:
     return _checked(text, float, lambda number: 0 <= number < float("inf"), "seconds from 0")
-
-
-def _above_zero(text: str) -> float:
-    return _checked(text, float, lambda number: 0 < number < float("inf"), "a number above 0")
-
-
-def _checked(text: str, kind: Callable[[str], N], fits: Callable[[N], bool], expected: str) -> N:
-    with contextlib.suppress(ValueError):
-        number = kind(text)
-        if fits(number):
-            return number
-    raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}")
 
 
 if __name__ == "__main__":

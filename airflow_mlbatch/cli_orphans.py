@@ -10,7 +10,7 @@ from contextlib import closing
 
 from airflow_mlbatch.airflow_api import AirflowApi, ApiRecords
 from airflow_mlbatch.errors import InputError
-from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.prompt.connecting import open_hook
 from airflow_mlbatch.protocol.orphans import Orphan, find_orphans
 
 __all__ = ["sweep"]
@@ -26,7 +26,7 @@ def sweep(options: argparse.Namespace, on_progress: Callable[[int, int], None]) 
     """
     # Airflow logs to the standard output, where the list goes, each connection that it looks up.
     logging.getLogger("airflow").setLevel(logging.WARNING)
-    with closing(_hook(options)) as hook, closing(_airflow(options.airflow_url)) as airflow:
+    with closing(open_hook(options)) as hook, closing(_airflow(options.airflow_url)) as airflow:
         records = ApiRecords(airflow, options.dag_id, options.task_id, on_progress)
         service = (options.service, options.service_version)
         orphans = hook.run(find_orphans(hook.flows, *service, options.dag_id, records))
@@ -49,13 +49,6 @@ def _line(orphan: Orphan) -> str:
         f"{orphan.execution_id} dag={task.dag_id} run={task.run_id} task={task.task_id}{mapped} "
         f"state={task.state} known_by={orphan.known_by}"
     )
-
-
-def _hook(options: argparse.Namespace) -> MLBatchHook:
-    if options.url is None:
-        return MLBatchHook(options.conn_id)
-    username = os.environ.get("MLBATCH_USERNAME", "admin")
-    return MLBatchHook.at(options.url, username, _variable("MLBATCH_PASSWORD", "the password"))
 
 
 def _airflow(url: str) -> AirflowApi:

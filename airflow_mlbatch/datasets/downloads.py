@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
@@ -31,7 +33,15 @@ from airflow_mlbatch.datasets.staging import (
 from airflow_mlbatch.errors import ContractError, InputError
 from airflow_mlbatch.protocol.messages import Sink
 
-__all__ = ["ArtifactDownload", "DownloadedFile", "Fetch", "download_files", "in_threads"]
+__all__ = [
+    "ArtifactDownload",
+    "DownloadedFile",
+    "Fetch",
+    "download_files",
+    "download_records",
+    "in_threads",
+    "is_wanted",
+]
 
 # Carries out the request for one file: takes a function that opens a sink for its content.
 Fetch = Callable[[Callable[[], Sink]], None]
@@ -191,6 +201,44 @@ class ArtifactDownload:
         }
         write_whole(self._journal, json.dumps(document).encode(), self._attempt)
         self._written_at = time.monotonic()
+
+
+def is_wanted(file_name: str, globs: Sequence[str] | None) -> bool:
+    """Whether a file has one of some names or globs; ``None`` for all files."""
+    # By itself too: a name may hold brackets.
+    return globs is None or any(file_name == glob or fnmatchcase(file_name, glob) for glob in globs)
+
+
+def download_records(
+    download: ArtifactDownload,
+    indexes: Iterable[int],
+    globs: Sequence[str] | None,
+    list_names: Callable[[int], Sequence[str]],
+    fetch: Callable[[int, str, Callable[[], Sink]], None],
+    max_connections: int,
+) -> Iterator[list[DownloadedFile]]:
+    """Files of many records, several at once; what is in place is noted where it ends early.
+
+    :param download: where they go
+    :param globs: names or globs of the wanted files; ``None`` for all
+    :param list_names: the files that a record left
+    :param fetch: carries out the request for a file of a record, with a function that opens a sink
+    :return: the files of each record, as they end
+    """
+
+    def store(index: int) -> list[DownloadedFile]:
+        places = download.places(index, list_names(index))
+        return [
+            download.fetch(index, name, place, partial(fetch, index, name))
+            for name, place in places.items()
+            if is_wanted(name, globs)
+        ]
+
+    try:
+        yield from in_threads((partial(store, index) for index in indexes), max_connections)
+    except BaseException:
+        download.keep()
+        raise
 
 
 def in_threads(jobs: Iterable[Callable[[], Any]], max_workers: int) -> Iterator[Any]:

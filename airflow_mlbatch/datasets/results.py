@@ -18,7 +18,7 @@ from airflow_mlbatch.datasets.writers import TableWriter, WrittenTable, open_tab
 from airflow_mlbatch.errors import RecordsFailedError
 from airflow_mlbatch.protocol.results import RecordBlock
 
-__all__ = ["write_results"]
+__all__ = ["fill_table", "write_results"]
 
 # Hands over the blocks of a batch, in order, to what it is given.
 ReadResults: TypeAlias = Callable[[Callable[[RecordBlock], None]], None]
@@ -62,7 +62,7 @@ def write_results(
             )
         try:
             with open_table(output, format=format, attempt=attempt) as table:
-                _fill(table, read, scored, [log] if rejected is None else [log, rejected])
+                fill_table(table, read, scored, [log] if rejected is None else [log, rejected])
                 policy.judge(log.failed, log.total, log.first, what=what)
                 if manifest is not None:
                     # That of an earlier table must not be found beside this one.
@@ -76,12 +76,18 @@ def write_results(
     return table.written, None if rejected is None else rejected.written
 
 
-def _fill(
+def fill_table(
     table: TableWriter,
     read: ReadResults,
     scored: ScoredRows,
     takers: Iterable[FailureLog | RejectsWriter],
 ) -> None:
+    """Write the results of one batch.
+
+    :param takers: are shown each piece that was written
+    :raises DatasetError: results and rows do not match, or a value has no place in the format
+    """
+
     def put(batches: Iterable[ScoredBatch]) -> None:
         for batch, rows in batches:
             table.write(batch)

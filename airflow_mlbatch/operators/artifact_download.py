@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
@@ -21,7 +20,7 @@ from airflow_mlbatch.operators.rendered import as_list, as_whole_number
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_mlbatch.datasets.downloads import ArtifactDownload, DownloadedFile
+    from airflow_mlbatch.datasets.downloads import DownloadedFile
 
 __all__ = ["ArtifactDownloadOperator"]
 
@@ -166,10 +165,6 @@ class ArtifactDownloadOperator(BaseOperator):
             )
         return wanted
 
-    def _is_wanted(self, name: str, globs: list[str] | None) -> bool:
-        # By itself too: a name may hold brackets.
-        return globs is None or any(name == glob or fnmatchcase(name, glob) for glob in globs)
-
     # --- where it goes ---------------------------------------------------------------------------
 
     def _to_storage(
@@ -180,24 +175,22 @@ class ArtifactDownloadOperator(BaseOperator):
         globs: list[str] | None,
         connections: int,
     ) -> dict[str, Any]:
-        from airflow_mlbatch.datasets.downloads import ArtifactDownload, in_threads
+        from airflow_mlbatch.datasets.downloads import ArtifactDownload, download_records
 
         assert self.dest is not None
         dest = location(self.dest, self.dest_conn_id)
         download = ArtifactDownload(
             dest, self.path_template, self.execution_id, attempt_of(context)
         )
-
-        def job(index: int) -> Callable[[], list[DownloadedFile]]:
-            return lambda: self._store(hook, download, index, globs)
-
-        files: list[DownloadedFile] = []
-        try:
-            for done in in_threads(map(job, indexes), connections):
-                files.extend(done)
-        except BaseException:
-            download.keep()
-            raise
+        downloaded = download_records(
+            download,
+            indexes,
+            globs,
+            lambda index: hook.list_artifacts(*self._named(), index),
+            lambda index, name, sink: hook.stream_artifact(*self._named(), index, name, sink),
+            connections,
+        )
+        files = [file for of_record in downloaded for file in of_record]
         manifest = download.finish(
             files,
             service_name=self.service_name,
@@ -217,28 +210,6 @@ class ArtifactDownloadOperator(BaseOperator):
             f" ({kept:,} were there already)" if kept else "",
         )
         return self._summary(str(manifest), files, byte_count)
-
-    def _store(
-        self,
-        hook: MLBatchHook,
-        download: ArtifactDownload,
-        index: int,
-        globs: list[str] | None,
-    ) -> list[DownloadedFile]:
-        """The wanted files of one record."""
-
-        def fetched(name: str, place: str) -> DownloadedFile:
-            return download.fetch(
-                index,
-                name,
-                place,
-                lambda open_sink: hook.stream_artifact(*self._named(), index, name, open_sink),
-            )
-
-        places = download.places(index, hook.list_artifacts(*self._named(), index))
-        return [
-            fetched(name, place) for name, place in places.items() if self._is_wanted(name, globs)
-        ]
 
     def _summary(
         self, manifest: str, files: list[DownloadedFile], byte_count: int
@@ -279,9 +250,11 @@ class ArtifactDownloadOperator(BaseOperator):
     def _named_files(
         self, hook: MLBatchHook, indexes: Sequence[int], globs: list[str] | None
     ) -> Iterator[tuple[int, str]]:
+        from airflow_mlbatch.datasets.downloads import is_wanted
+
         for index in indexes:
             for name in hook.list_artifacts(*self._named(), index):
-                if self._is_wanted(name, globs):
+                if is_wanted(name, globs):
                     yield index, name
 
 

@@ -23,6 +23,7 @@ from airflow.providers.common.compat.sdk import Connection
 from airflow_mlbatch import cli
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.settings import read_settings
+from airflow_mlbatch.prompt.commands import add_commands
 from airflow_mlbatch.provider_info import get_provider_info
 from tests.provider.airflow_side import tell_of_assets
 from tests.provider.conftest import connection_to
@@ -327,13 +328,17 @@ def test_the_services_shown_can_be_served(page: Path, tmp_path: Path) -> None:
     assert set(result.outputs) == {each.name for each in service.outputs}
 
 
+PROMPT = ("services", "batches", "status", "results", "artifacts", "cancel", "test")
+
+
 def options_of(name: str) -> dict[str, argparse.Action]:
     parser = argparse.ArgumentParser()
-    getattr(cli, f"_add_{name}")(parser.add_subparsers())
-    (commands,) = (each for each in parser._actions if each.choices)
-    assert isinstance(commands.choices, dict)
-    actions = commands.choices[name]._actions
-    return {action.option_strings[-1]: action for action in actions if action.dest != "help"}
+    commands = parser.add_subparsers()
+    add_commands(commands)
+    if name not in commands.choices:
+        getattr(cli, f"_add_{name}")(commands)
+    options = (action for action in commands.choices[name]._actions if action.option_strings)
+    return {action.option_strings[-1]: action for action in options if action.dest != "help"}
 
 
 def test_the_page_of_the_server_names_every_option_and_its_default() -> None:
@@ -349,7 +354,8 @@ def test_the_page_of_the_server_names_every_option_and_its_default() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_that_are_told_of_exist(page: Path) -> None:
-    known = {*options_of("serve"), *options_of("demo"), *options_of("orphans")}
+    commands = ("serve", "demo", "orphans", *PROMPT)
+    known = {option for command in commands for option in options_of(command)}
     told = set(re.findall(r"`(--[a-z][a-z-]+)", page.read_text(encoding="utf-8")))
     assert told <= known
 

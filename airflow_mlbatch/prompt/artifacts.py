@@ -1,0 +1,119 @@
+"""``mlbatch artifacts``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow_mlbatch.datasets.artifacts import DEFAULT_TEMPLATE
+from airflow_mlbatch.datasets.downloads import (
+    ArtifactDownload,
+    download_records,
+    in_threads,
+    is_wanted,
+)
+from airflow_mlbatch.errors import InputError
+from airflow_mlbatch.prompt.batches import Named, find_batch
+from airflow_mlbatch.prompt.connecting import open_hook
+from airflow_mlbatch.prompt.exits import Exit
+
+if TYPE_CHECKING:
+    from airflow_mlbatch.hooks import MLBatchHook
+    from airflow_mlbatch.prompt.screen import Screen
+
+__all__ = ["show_artifacts"]
+
+_AT_ONCE = 8
+
+
+def show_artifacts(options: argparse.Namespace, screen: Screen) -> int:
+    """List the files of an execution, or download them."""
+    with closing(open_hook(options, max_connections=_AT_ONCE)) as hook:
+        named = find_batch(hook, options)
+        indexes = _indexes(hook, named, options)
+        if options.output is None:
+            rows = _listed(hook, named, indexes, options, screen)
+            titles = {"index": "record", "file_name": "file"}
+        else:
+            rows = _downloaded(hook, named, indexes, options, screen)
+            titles = {"index": "record", "file_name": "file", "bytes": "bytes", "path": "path"}
+    screen.show(sorted(rows, key=lambda row: (row["index"], row["file_name"])), titles)
+    return Exit.DONE
+
+
+def _indexes(hook: MLBatchHook, named: Named, options: argparse.Namespace) -> Sequence[int]:
+    total = hook.get_batch_status(*named).total_item_count
+    if options.index is None:
+        return range(total)
+    beyond = [index for index in options.index if index >= total]
+    if beyond:
+        raise InputError(
+            f"--index: found {beyond[0]}, expected less than {total:,}, the number of records"
+        )
+    return list(dict.fromkeys(options.index))
+
+
+def _listed(
+    hook: MLBatchHook,
+    named: Named,
+    indexes: Sequence[int],
+    options: argparse.Namespace,
+    screen: Screen,
+) -> list[dict[str, Any]]:
+    def names_of(index: int) -> list[dict[str, Any]]:
+        return [
+            {"index": index, "file_name": name}
+            for name in hook.list_artifacts(*named, index)
+            if is_wanted(name, options.name)
+        ]
+
+    rows: list[dict[str, Any]] = []
+    with screen.progress("records") as update:
+        jobs = (partial(names_of, index) for index in indexes)
+        for done, found in enumerate(in_threads(jobs, _AT_ONCE), start=1):
+            rows += found
+            update(done, len(indexes))
+    return rows
+
+
+def _downloaded(
+    hook: MLBatchHook,
+    named: Named,
+    indexes: Sequence[int],
+    options: argparse.Namespace,
+    screen: Screen,
+) -> list[dict[str, Any]]:
+    folder = Path(options.output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--output: {folder} is no folder and cannot be made one: {error}"
+        ) from None
+    download = ArtifactDownload(folder, DEFAULT_TEMPLATE, named[2])
+    records = download_records(
+        download,
+        indexes,
+        options.name,
+        lambda index: hook.list_artifacts(*named, index),
+        lambda index, name, open_sink: hook.stream_artifact(*named, index, name, open_sink),
+        _AT_ONCE,
+    )
+    files = []
+    with screen.progress("records") as update:
+        for done, found in enumerate(records, start=1):
+            files += found
+            update(done, len(indexes))
+    download.finish(files, service_name=named[0], service_version=named[1], server=hook.url)
+    kept = len(files) - download.fetched_count
+    size = sum(file.bytes for file in files)
+    screen.tell(
+        f"{len(files):,} files, {size:,} bytes, are in {folder}"
+        + (f" ({kept:,} were there already)" if kept else "")
+    )
+    return [{**asdict(file), "path": str(folder / file.path)} for file in files]
