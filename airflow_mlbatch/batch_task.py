@@ -25,7 +25,7 @@ from airflow_mlbatch.protocol.submission import Owner
 __all__ = ["BatchTask", "owner_of"]
 
 # Airflow kills a process five seconds after its SIGTERM. Half of that is for the question, the rest
-# for the DELETE.
+# for a look at the batch and the DELETE.
 _QUESTION_SECONDS = 2.5
 # The signal handler returns after this, because an answer can only come once the main thread goes on.
 _HANDLER_SECONDS = 1.0
@@ -72,7 +72,10 @@ class BatchTask:
     _is_out_of_time: bool = False
     # The attempt has ended with a deferral, which Airflow may refuse.
     _has_deferred: bool = False
+    # The batch is being cancelled, or was.
     _has_cancelled: bool = False
+    # Whether a kill leaves a batch alone that is complete: later tasks may read its results.
+    _keeps_results: bool = True
     _cancelling: threading.Lock | None = None
 
     @property
@@ -205,14 +208,22 @@ class BatchTask:
             raise BatchError(f"execution {execution_id} had just been started")
 
     def _cancel_once(self, execution_id: str) -> None:
-        """Send the DELETE of an unwanted batch, unless it was sent already."""
+        """Send the DELETE of an unwanted batch that still runs, unless it was sent already."""
         assert self._cancelling is not None
         with self._cancelling:
             if self._has_cancelled:
                 return
+            # Before the request: what is gone from now on is gone because of it.
             self._has_cancelled = True
-        self.log.warning("cancelling execution %s", execution_id)
-        self.hook.cancel_batch_at_once(self.service_name, self.service_version, execution_id)
+            self.log.warning("cancelling execution %s, if it still runs", execution_id)
+            self._has_cancelled = self.hook.cancel_batch_at_once(
+                self.service_name,
+                self.service_version,
+                execution_id,
+                keeps_results=self._keeps_results,
+            )
+        if not self._has_cancelled:
+            self.log.info("execution %s was over or gone already", execution_id)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

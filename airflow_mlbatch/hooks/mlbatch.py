@@ -42,9 +42,9 @@ __all__ = ["MLBatchHook"]
 
 T = TypeVar("T")
 
-# An `on_kill` handler has five seconds to live.
-_AT_ONCE = Policy(repeat_seconds=0.0, small_seconds=4.0)
-_AT_ONCE_TIMEOUT = 4.0
+# An `on_kill` handler has five seconds to live, and two requests to send.
+_AT_ONCE_TIMEOUT = 2.0
+_AT_ONCE = Policy(repeat_seconds=0.0, small_seconds=_AT_ONCE_TIMEOUT)
 # Threads that share a hook share what its first use makes. Not one for each hook: it could not be
 # copied then, as Airflow copies operators and what they hold.
 _opening = threading.RLock()
@@ -479,11 +479,19 @@ class MLBatchHook(PublishingMethods, BaseHook):
         return self.run(self.flows.cancel_batch(service_name, service_version, execution_id))
 
     def cancel_batch_at_once(
-        self, service_name: str, service_version: str, execution_id: str
-    ) -> None:
-        """One DELETE with the token in hand, for a signal handler with seconds to live.
+        self,
+        service_name: str,
+        service_version: str,
+        execution_id: str,
+        *,
+        keeps_results: bool = True,
+    ) -> bool:
+        """Cancel an execution with the token in hand, for a signal handler with seconds to live.
 
         A line of its own: the one of this hook may be in the middle of a request.
+
+        :param keeps_results: whether an execution that is over is left alone
+        :return: false when it is over or gone
         """
         settings = self._read_settings()
         endpoint = replace(
@@ -491,10 +499,9 @@ class MLBatchHook(PublishingMethods, BaseHook):
         )
         driver = self._make_driver(replace(settings, endpoint=endpoint))
         flows = self.flows.beside(_AT_ONCE)
+        cancel = flows.cancel_running_batch if keeps_results else flows.cancel_batch
         try:
-            driver.run(
-                flows.cancel_batch(service_name, service_version, execution_id), self._log_report
-            )
+            return driver.run(cancel(service_name, service_version, execution_id), self._log_report)
         finally:
             driver.close()
 

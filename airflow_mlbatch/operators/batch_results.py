@@ -156,6 +156,8 @@ class BatchResultsOperator(BatchTask, BaseOperator):
     )
     operator_extra_links = (BatchExecutionLink(),)
     ui_color = "#fdf0d0"
+    # The batch that ends with this task is one of failed records, which only this task reads.
+    _keeps_results = False
     # Whether output_path is what readers wait for, rather than a piece of it.
     has_outlet: ClassVar[bool] = True
 

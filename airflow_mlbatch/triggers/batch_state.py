@@ -117,7 +117,10 @@ class BatchStateTrigger(BaseTrigger):
         yield TriggerEvent(event_of(self.execution_id, outcome))
 
     async def on_kill(self) -> None:
-        """Cancel the batch of a task that has ended without it (Airflow 3.3).
+        """Cancel the batch of a task that has ended without it (Airflow 3.3), if it still runs.
+
+        The task may have ended with it: two triggerers can watch the same batch for a while, and the
+        later one is ended when the task has succeeded. Its results are wanted then.
 
         Airflow also calls this when the task was cleared, and, in 3.3.2, when the trigger moves to
         another triggerer (apache/airflow#73454). Then the next attempt, or the trigger that goes on
@@ -140,15 +143,15 @@ class BatchStateTrigger(BaseTrigger):
             )
             return
         session = await self._acquired()
-        flow = session.flows.cancel_batch(
+        flow = session.flows.cancel_running_batch(
             self.service_name, self.service_version, self.execution_id
         )
-        was_there = await session.run(flow, self._log_report)
+        was_running = await session.run(flow, self._log_report)
         self.log.info(
             "the task %s: execution %s %s",
             fate.value,
             self.execution_id,
-            "cancelled" if was_there else "was gone already",
+            "is cancelled" if was_running else "is over or gone already, so nothing is cancelled",
         )
 
     async def cleanup(self) -> None:

@@ -520,3 +520,10 @@ def test_a_killed_trigger_cancels_what_has_ended(
     asyncio.run(kill(execution_id))
     assert (execution_id not in hook.list_batch_executions("slow", "1")) is is_cancelled
     hook.cancel_batch("slow", "1", execution_id)
+    # The results of a batch that is over are left alone, and one that is gone is no problem.
+    over = hook.start_batch("slow", "1", {"x": [1], "seconds": [0]})
+    hook.watch_batch("slow", "1", over, poll_interval=0.05)
+    asyncio.run(kill(over))
+    assert hook.get_batch_results("slow", "1", over)[0].outputs == {"y": 1.0}
+    hook.cancel_batch("slow", "1", over)
+    asyncio.run(kill(over))

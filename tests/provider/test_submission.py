@@ -647,6 +647,31 @@ def test_the_batch_of_a_task_that_has_ended_is_cancelled_once(keyed: Side, state
     assert keyed.deletes() == [operator.execution_id]
 
 
+@pytest.mark.parametrize("state", ENDED)
+def test_a_kill_leaves_the_results_of_a_complete_batch_alone(side: Side, state: str) -> None:
+    task = Task(wait_for_completion=True)
+    ours = task.attempt()
+    task.ti.state = state
+    operator = task.operator()
+    assert operator.execute(task.context) == ours
+    operator.on_kill()
+    assert side.deletes() == []
+    assert side.results(ours) == [2, 4, 6]
+
+
+def test_a_server_that_does_not_say_how_far_a_batch_is_keeps_it(keyed: Side) -> None:
+    """Its results could be complete by now."""
+    task = slow_task()
+    task.ti.state = "failed"
+    operator = task.operator(wait_for_completion=False)
+    operator.execute(task.context)
+    held = keyed.proxy.hold("GET", "/batch/", "request")
+    threading.Thread(target=lambda: (held.wait(60), held.drop()), daemon=True).start()
+    operator.on_kill()
+    assert held.has_come
+    assert keyed.deletes() == []
+
+
 @pytest.mark.parametrize("state", GOES_ON)
 def test_the_batch_of_a_task_that_goes_on_is_left_to_its_next_attempt(
     keyed: Side, state: str | None

@@ -74,6 +74,31 @@ def test_one_that_stalls_and_comes_back_cancels_nothing(case: Case, second: str)
     completes_uncancelled(case, run)
 
 
+def test_one_that_comes_back_after_the_success_leaves_the_results(case: Case, second: str) -> None:
+    """The other one has seen the batch complete. This one is told that its task has ended."""
+    airflow = case.airflow
+    run = case.trigger("score_deferred")
+    run.wait_for_task("score", "deferred")
+    watching = eventually(lambda: watched_by(case, run.task("score")), what="a triggerer has it")
+    case.wait_until_polled()
+    group = airflow.pid(watching)
+    os.killpg(group, signal.SIGSTOP)
+    try:
+        eventually(
+            lambda: watched_by(case, run.task("score")) not in ("", watching), what="it has moved"
+        )
+        case.open_gate()
+        assert run.wait_for_end() == "success", run.logs()
+        # It must not see by itself that the batch is complete.
+        poll = case.hold("GET", "/batch/[^/]+", "request")
+    finally:
+        os.killpg(group, signal.SIGCONT)
+    eventually(lambda: "invoking on_kill" in run.log("score"), what="Airflow tells the trigger")
+    poll.forward()
+    eventually(lambda: "nothing is cancelled" in run.log("score"), what="the trigger has judged")
+    assert (case.started(), case.cancelled()) == (1, 0)
+
+
 def watched_by(case: Case, task: dict[str, object]) -> str:
     """The name of the triggerer that watches for a task."""
     job = task.get("triggerer_job") or {}

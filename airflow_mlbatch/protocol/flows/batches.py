@@ -135,6 +135,12 @@ class BatchFlows(Session):
     ) -> Flow[BatchStatus]:
         """State and counts, without reading on once they are known; of a failed batch also why."""
         named = of_execution(service_name, service_version, execution_id)
+        status = yield from self._look_at(named)
+        if status.state.is_failure:
+            status = replace(status, message=(yield from self._why_failed(named)))
+        return status
+
+    def _look_at(self, named: Mapping[str, str]) -> Flow[BatchStatus]:
         reply = yield from self._call(
             routes.BATCH,
             named,
@@ -143,8 +149,6 @@ class BatchFlows(Session):
             max_body=NO_LIMIT,
         )
         status: BatchStatus = reply.sink.status
-        if status.state.is_failure:
-            status = replace(status, message=(yield from self._why_failed(named)))
         return status
 
     def _why_failed(self, named: Mapping[str, str]) -> Flow[str]:
@@ -254,6 +258,28 @@ class BatchFlows(Session):
         except ExecutionNotFoundError:
             return False
         return True
+
+    @discreet
+    def cancel_running_batch(
+        self, service_name: str, service_version: str, execution_id: str
+    ) -> Flow[bool]:
+        """Cancel an execution that still runs, and leave one that is over with its results.
+
+        The server has one request for both, so the state is looked at right before it. What
+        completes between the two is deleted.
+
+        :return: false when it is over or gone
+        :raises MLBatchError: the state cannot be found out; nothing is cancelled
+        """
+        try:
+            status = yield from self._look_at(
+                of_execution(service_name, service_version, execution_id)
+            )
+        except ExecutionNotFoundError:
+            return False
+        if status.is_terminal:
+            return False
+        return (yield from self.cancel_batch(service_name, service_version, execution_id))
 
     @discreet
     def list_artifacts(
