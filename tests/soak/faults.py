@@ -222,7 +222,8 @@ class Faults:
         pid = airflow.pid(name)
         family = airflow.family(pid) if name != "scheduler" else [pid]
         for one in family:
-            os.kill(one, signal.SIGSTOP)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, signal.SIGSTOP)
 
         def go_on() -> None:
             if self._world.is_up(name) and airflow.pid(name) == pid:
@@ -290,22 +291,23 @@ class Faults:
         if chosen is None:
             return ""
         wanted = task_id or chosen.score_task
-        tasks = [task for task in chosen.run.tasks() if task["task_id"] == wanted]
+        run = self._world.run_of(chosen)
+        tasks = [task for task in run.tasks() if task["task_id"] == wanted]
         task = _one_of(details, [task for task in tasks if task["state"] in states])
         # Before it is mapped, the task stands for all of its shards.
         if task is None or (chosen.is_group and task["map_index"] < 0 and task_id is None):
             return ""
         action = Action(time.time(), what, wanted, task["map_index"], task["state"])
         chosen.actions.append(action)
+        # A run that had ended goes on, perhaps also where Airflow does not say that it has cleared it.
+        chosen.state = ""
         if what == "clear":
             named = wanted if action.map_index < 0 else (wanted, action.map_index)
-            chosen.run.clear(named, downstream=True)
-            # A run that had ended goes on.
-            chosen.state = ""
+            run.clear(named, downstream=True)
         else:
-            chosen.run.mark(wanted, what, action.map_index)
-        chosen.actions[-1] = replace(action, is_done=True)
-        return f"{chosen.run}, {wanted}[{action.map_index}], which was {action.found}"
+            run.mark(wanted, what, action.map_index)
+        chosen.actions[-1] = replace(action, done_at=time.time())
+        return f"{run}, {wanted}[{action.map_index}], which was {action.found}"
 
 
 def _one_of(details: random.Random, found: Sequence[T]) -> T | None:

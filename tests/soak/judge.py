@@ -1,32 +1,29 @@
-"""Judges a soak test by what the scoring server, its service and the tables say.
+"""Judges a soak test by what the scoring server, its service, Airflow's database and the tables say.
 
-Law: nothing that our own operators report counts here. What a user did explains what follows from it,
-and nothing else does.
+Law: nothing that our own operators report counts here. What a user wanted, and Airflow did, explains
+what follows from it, and nothing else does. Each exemption is told.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.soak.line import Deletion
+from tests.soak.evidence import Call, Evidence, Seen, Start
 from tests.soak.runs import SoakRun
 from tests.soak.services import score_of
-from tests.system.scoring_proxy import Passed
+from tests.soak.wishes import Wishes
 
-__all__ = ["Evidence", "Judge", "Violation"]
+__all__ = ["Judge", "Violation"]
 
 # What a service had just done when its server died is done again, because nobody was told.
 _UNTOLD_SECONDS = 5.0
-# How long after a user's wish a start may still come from the attempt that it was about.
-_LATE_START_SECONDS = 60.0
-_MOST_LINES = 40
-_ADVICE = "on_ambiguous_submission"
+_MOST_LINES = 80
+_ADVICE = "on_ambiguous_submission='resubmit'"
 
 
 @dataclass(frozen=True)
@@ -39,33 +36,8 @@ class Violation:
 
 
 @dataclass
-class Evidence:
-    """What a soak test leaves behind.
-
-    :param first_records: of each execution that the server's database has shown
-    :param running: the executions that have not ended
-    :param tasks: of each run, its task instances as Airflow shows them
-    :param faults: time and text of each
-    :param orphans_deleted_at: when all runs were over, and what they left was looked for
-    """
-
-    runs: Sequence[SoakRun]
-    starts: Sequence[Passed]
-    single_calls: Sequence[Passed]
-    deletions: Sequence[Deletion]
-    server_deaths: Sequence[float]
-    calls: Path
-    first_records: Mapping[str, Mapping[str, Any]]
-    running: Sequence[str]
-    tasks: Mapping[int, Sequence[Mapping[str, Any]]]
-    faults: Sequence[tuple[float, str]]
-    orphans_deleted_at: float
-    has_keys: bool
-
-
-@dataclass
 class _Execution:
-    """An execution: whose it is, and when its start came."""
+    """An execution: whose it is, and when its start came; 0 where nobody saw it come."""
 
     execution_id: str
     number: int
@@ -80,10 +52,12 @@ class Judge:
     def __init__(self, evidence: Evidence) -> None:
         self._evidence = evidence
         self._runs = {run.number: run for run in evidence.runs}
+        self._wishes = Wishes(evidence.runs, evidence.history)
         self._executions: dict[str, _Execution] = {}
         self.violations: list[Violation] = []
-        # What is no violation and yet worth knowing.
+        # What is no violation and yet worth knowing: how often, and what it was.
         self.remarks: Counter[str] = Counter()
+        self.told: list[str] = []
         self._learn()
 
     def judge(self) -> list[Violation]:
@@ -95,14 +69,21 @@ class Judge:
         self._judge_calls()
         self._judge_leftovers()
         self._judge_orphans()
+        self.remarks["wishes that Airflow did not do"] = len(self._wishes.undone)
         return self.violations
 
-    def report(self, violation: Violation) -> Iterator[str]:
-        """A violation and its evidence, line by line."""
-        yield f"VIOLATION {violation.rule}: {violation.told}"
-        run = violation.run
-        if run is None:
-            return
+    def report(self) -> Iterator[str]:
+        """The violations, line by line, and below those of a run what is known of it."""
+        by_run: dict[int, list[Violation]] = defaultdict(list)
+        for violation in self.violations:
+            by_run[violation.run.number if violation.run else 0].append(violation)
+        for number, violations in sorted(by_run.items()):
+            yield from (f"VIOLATION {one.rule}: {one.told}" for one in violations)
+            if number:
+                yield from self.story(self._runs[number])
+
+    def story(self, run: SoakRun) -> Iterator[str]:
+        """What is known of a run, line by line."""
         events = [*self._events(run)]
         since, until = min(at for at, _ in events) - 5, max(at for at, _ in events) + 5
         events += [
@@ -115,56 +96,83 @@ class Judge:
                 f"    {task['task_id']}[{task['map_index']}]: {task['state']},"
                 f" try {task['try_number']} of {task['max_tries'] + 1}"
             )
-        yield f"    logs: {run.logs}"
+        yield f"    began at {run.started_at:.3f}; logs: {run.logs}"
 
     # --- what there is -------------------------------------------------------------------------------
 
     def _learn(self) -> None:
+        unanswered = [start for start in self._evidence.starts if not start.execution_id]
         for start in self._evidence.starts:
-            first = json.loads(start.body)[0]
-            known = self._know(start.execution_id, first, start.arrived_at)
-            if start.key:
-                known.keys.add(start.key)
-        for execution_id, first in self._evidence.first_records.items():
-            # Its start was never answered: when it came is not known, and a death of the server is why.
-            self._know(execution_id, first, 0.0)
+            if start.execution_id:
+                self._know(start.execution_id, start.number, start.record, start.arrived_at)
+                if start.key:
+                    self._executions[start.execution_id].keys.add(start.key)
+        for seen in self._evidence.seen:
+            if seen.execution_id in self._executions:
+                continue
+            # The server died before it had answered the start.
+            lost = _start_of(seen, unanswered)
+            if lost is None:
+                self.remarks["executions whose start nobody saw"] += 1
+            else:
+                unanswered.remove(lost)
+            arrived_at = 0.0 if lost is None else lost.arrived_at
+            self._know(seen.execution_id, seen.number, seen.record, arrived_at)
+            if seen.key:
+                self._executions[seen.execution_id].keys.add(seen.key)
 
-    def _know(self, execution_id: str, first: Mapping[str, Any], arrived_at: float) -> _Execution:
-        run = self._runs[int(first["run"])]
-        shard = run.shard_of(int(first["record"]))
-        made = _Execution(execution_id, run.number, shard, arrived_at)
-        return self._executions.setdefault(execution_id, made)
+    def _know(self, execution_id: str, number: int, record: int, arrived_at: float) -> None:
+        shard = self._runs[number].shard_of(record)
+        made = _Execution(execution_id, number, shard, arrived_at)
+        known = self._executions.setdefault(execution_id, made)
+        known.arrived_at = min(known.arrived_at, arrived_at)
 
     def _of(self, run: SoakRun, shard: int | None = None) -> list[_Execution]:
-        return [
+        """The executions of a run, in the order in which their starts came."""
+        found = [
             execution
             for execution in self._executions.values()
             if execution.number == run.number and shard in (None, execution.shard)
         ]
+        return sorted(found, key=lambda execution: execution.arrived_at)
 
     def _events(self, run: SoakRun) -> Iterator[tuple[float, str]]:
         yield run.started_at, "the run begins"
-        ids = {execution.execution_id for execution in self._of(run)}
         for start in self._evidence.starts:
-            if start.execution_id in ids:
-                shard = self._executions[start.execution_id].shard
-                key = f", key {start.key[:12]}" if start.key else ""
-                yield start.arrived_at, f"start of shard {shard} comes{key}"
-                yield start.at, f"start is passed on: execution {start.execution_id}"
+            if start.number != run.number:
+                continue
+            shard = run.shard_of(start.record)
+            key = f", key {start.key[-12:]}" if start.key else ""
+            yield start.arrived_at, f"start of shard {shard} comes{key}"
+            yield start.at, f"start is passed on: execution {start.execution_id or 'not told'}"
+        ids = set()
         for execution in self._of(run):
-            if not execution.arrived_at:
-                yield run.started_at, f"execution {execution.execution_id}: start never answered"
+            ids.add(execution.execution_id)
+            if not any(
+                start.execution_id == execution.execution_id for start in self._evidence.starts
+            ):
+                at = execution.arrived_at or run.started_at
+                yield at, f"execution {execution.execution_id}: its start was never answered"
         for deletion in self._evidence.deletions:
             if deletion.execution_id in ids:
                 yield deletion.at, f"DELETE of execution {deletion.execution_id}"
         for action in run.actions:
-            text = f"user: {action.what} {action.task_id}[{action.map_index}], {action.found}"
-            yield action.at, text
+            done = (
+                f"done {action.done_at - action.at:.1f} s later" if action.done_at else "not done"
+            )
+            text = f"user: {action.what} {action.task_id}[{action.map_index}], which was {action.found}"
+            yield action.at, f"{text}; {done}"
+        for change in self._wishes.changes_of(run):
+            yield change.at, str(change)
         if run.ended_at:
             yield run.ended_at, f"the run is seen to have ended: {run.state}"
 
     def _add(self, rule: str, run: SoakRun | None, told: str) -> None:
         self.violations.append(Violation(rule, run, told))
+
+    def _exempt(self, what: str, told: str) -> None:
+        self.remarks[what] += 1
+        self.told.append(f"{what}: {told}")
 
     # --- the rules -----------------------------------------------------------------------------------
 
@@ -175,14 +183,45 @@ class Judge:
                 continue
             if not run.state:
                 self._add("the run ends", run, f"{run} has not ended")
-            elif any(action.what in ("failed", "success") for action in run.actions):
+                continue
+            failed = [
+                task for task in self._evidence.tasks[run.number] if task["state"] == "failed"
+            ]
+            unexplained = [task for task in failed if not self._is_failure_wanted(run, task)]
+            if failed and not unexplained:
                 self.remarks["runs that a user ended"] += 1
-            elif not self._evidence.has_keys and _ADVICE in run.run.logs():
-                self.remarks["runs that failed as ambiguous, and say what to do"] += 1
+            elif unexplained and all(self._is_told_ambiguous(run, task) for task in unexplained):
+                self._exempt("runs that failed as ambiguous, and say what to do", str(run))
             else:
-                self._add(
-                    "the run succeeds", run, f"{run} has {run.state}, and no user wanted that"
+                names = ", ".join(f"{one['task_id']}[{one['map_index']}]" for one in unexplained)
+                told = (
+                    f"{run} has {run.state}, and no user wanted that; failed: {names or 'no task'}"
                 )
+                self._add("the run succeeds", run, told)
+
+    def _is_failure_wanted(self, run: SoakRun, task: dict[str, Any]) -> bool:
+        """Whether a user has marked the task as failed, or has taken the batch away that it needs."""
+        if task["task_id"] == run.score_task:
+            wishes = self._wishes.of(run, task["map_index"])
+            return bool(wishes) and wishes[-1].action.what == "failed"
+        shards = {execution.shard for execution in self._of(run)} | {-1}
+        shards |= {action.map_index for action in run.actions if action.is_on_score}
+        # The tasks of a shard carry its index; a task without one follows all shards.
+        concerned = {task["map_index"]} if task["map_index"] >= 0 else shards
+        return any(
+            wishes[-1].action.what in ("failed", "success")
+            for wishes in (self._wishes.of(run, shard) for shard in concerned)
+            if wishes
+        )
+
+    def _is_told_ambiguous(self, run: SoakRun, task: dict[str, Any]) -> bool:
+        if self._evidence.has_keys or task["task_id"] != run.score_task:
+            return False
+        folder = run.logs / f"task_id={task['task_id']}"
+        if task["map_index"] >= 0:
+            folder /= f"map_index={task['map_index']}"
+        log = folder / f"attempt={task['try_number']}.log"
+        return log.exists() and _ADVICE in log.read_text()
 
     def _judge_tables(self) -> None:
         """Each table, also one of a run that failed, holds its own scores, complete, exactly once."""
@@ -193,8 +232,7 @@ class Judge:
 
     def _problem_of_table(self, run: SoakRun) -> str:
         is_whole = (run.output / "_SUCCESS").exists() if run.is_group else run.output.exists()
-        was_ended = any(action.what in ("failed", "success") for action in run.actions)
-        if not is_whole and run.state == "success" and not was_ended:
+        if not is_whole and run.state == "success":
             return "success without a table"
         paths = sorted(run.output.glob("part-*.csv")) if run.is_group else [run.output]
         rows = [row for path in paths if path.exists() for row in _rows(path)]
@@ -212,24 +250,32 @@ class Judge:
         return ""
 
     def _judge_executions(self) -> None:
-        """One execution for each table or shard, and one more for each time that it was cleared."""
+        """One execution for each table or shard, and after each clear one more."""
         for run in self._evidence.runs:
             for shard in {execution.shard for execution in self._of(run)}:
-                found = self._of(run, shard)
-                clears = run.actions_on_score(shard, "clear")
-                if len(found) <= 1 + len(clears):
-                    continue
-                if self._evidence.has_keys:
-                    told = (
-                        f"{run}, shard {shard}: {len(found)} executions with {len(clears)} clears: "
-                        + ", ".join(execution.execution_id for execution in found)
-                    )
-                    self._add("one execution", run, told)
-                else:
-                    self.remarks["tables that were scored again"] += 1
-        for run in self._evidence.runs:
+                self._judge_shard(run, shard)
             self._judge_keys(run)
             self._judge_clears(run)
+
+    def _judge_shard(self, run: SoakRun, shard: int) -> None:
+        found = self._of(run, shard)
+        clears = self._wishes.of(run, shard, "clear")
+        for earlier, execution in enumerate(found):
+            if not execution.arrived_at:
+                continue
+            before = sum(wish.at <= execution.arrived_at for wish in clears)
+            if earlier <= before:
+                continue
+            if self._evidence.has_keys:
+                ids = ", ".join(one.execution_id for one in found)
+                told = (
+                    f"{run}, shard {shard}: execution {execution.execution_id} is number"
+                    f" {earlier + 1}, after {before} clears; all: {ids}"
+                )
+                self._add("one execution", run, told)
+            else:
+                self.remarks["batches that were started again without a key"] += 1
+            return
 
     def _judge_keys(self, run: SoakRun) -> None:
         """Executions with one key follow a deletion of the one before."""
@@ -243,26 +289,34 @@ class Judge:
         for key, found in by_key.items():
             left = [one.execution_id for one in found if one.execution_id not in deleted]
             if len(left) > 1:
-                told = f"{run}: key {key[:12]} has executions {', '.join(left)}"
+                told = f"{run}: key {key[-12:]} has executions {', '.join(left)}"
                 self._add("one execution for a key", run, told)
 
     def _judge_clears(self, run: SoakRun) -> None:
-        """A table that was scored and is cleared is scored again."""
-        for action in run.actions:
-            if not (action.is_on_score and action.is_done) or run.state != "success":
-                continue
-            if (action.what, action.found) != ("clear", "success"):
-                continue
-            later = [one for one in self._of(run, action.map_index) if one.arrived_at >= action.at]
-            if not later:
-                told = (
-                    f"{run}: {action.task_id}[{action.map_index}] was cleared and not scored again"
-                )
-                self._add("a cleared table is scored again", run, told)
+        """A table that was being scored, or was scored, and is cleared is scored again.
+
+        Where the task ran, Airflow raises nothing, and its next attempt may go on with the batch.
+        """
+        if run.state != "success":
+            return
+        for shard in {execution.shard for execution in self._of(run)}:
+            for wish in self._wishes.of(run, shard, "clear"):
+                starts = [one.arrived_at for one in self._of(run, shard)]
+                if not wish.change.is_raise or not any(at < wish.at for at in starts):
+                    continue
+                if any(at >= wish.at for at in starts):
+                    continue
+                told = f"{run}, shard {shard}: cleared {wish.at - run.started_at:.1f} s after its begin"
+                if wish.never_ran:
+                    # Then none of our code has run either.
+                    self._exempt("cleared tasks that Airflow did not run again", told)
+                else:
+                    self._add(
+                        "a cleared table is scored again", run, f"{told}, and not scored again"
+                    )
 
     def _judge_deletions(self) -> None:
-        """Each deleted execution is explained by a wish of its own, which came after its start."""
-        explained: set[tuple[int, float]] = set()
+        """Each deleted execution is explained by a wish that came before, and concerns it."""
         seen: Counter[str] = Counter()
         for deletion in sorted(self._evidence.deletions, key=lambda each: each.at):
             if deletion.at >= self._evidence.orphans_deleted_at:
@@ -275,54 +329,60 @@ class Judge:
                 self._add("a DELETE was asked for", None, f"DELETE of unknown {deletion}")
                 continue
             run = self._runs[execution.number]
-            wishes = [
-                action
-                for action in run.actions_on_score(execution.shard, "clear", "failed", "success")
-                if action.at <= deletion.at
-                and execution.arrived_at <= action.at + _LATE_START_SECONDS
-                and (run.number, action.at) not in explained
-            ]
-            if not wishes:
+            is_explained = any(
+                wish.at <= deletion.at and wish.explains_end_of(execution.arrived_at)
+                for wish in self._wishes.of(run, execution.shard)
+            )
+            if is_explained:
+                self.remarks["executions deleted as wished"] += 1
+            else:
                 told = f"{run}: DELETE of {deletion.execution_id}, which no user asked for"
                 self._add("a DELETE was asked for", run, told)
-                continue
-            explained.add((run.number, wishes[-1].at))
-        self.remarks["executions deleted as wished"] = len(explained)
         self.remarks["repeated DELETEs"] = sum(count - 1 for count in seen.values())
 
     def _judge_calls(self) -> None:
         """The service has scored each record once for each execution, and once for each single call."""
-        done: Counter[tuple[int, int]] = Counter()
-        for line in self._evidence.calls.read_text().splitlines():
-            at, what, run, record = line.split()
-            untold = any(
-                0 <= death - float(at) < _UNTOLD_SECONDS for death in self._evidence.server_deaths
-            )
-            if what == "is_done" and not untold:
-                done[int(run), int(record)] += 1
-        allowed: Counter[tuple[int, int]] = Counter()
-        for call in self._evidence.single_calls:
-            record = json.loads(call.body)
-            allowed[int(record["run"]), int(record["record"])] += 1
+        done = Counter(
+            (call.number, call.record)
+            for call in self._evidence.read_calls()
+            if call.done_at and not self._is_untold(call)
+        )
+        allowed = Counter((call.number, call.record) for call in self._evidence.single_calls)
+        judged: set[tuple[int, int]] = set()
         for (number, record), count in sorted(done.items()):
             run = self._runs[number]
-            executions = len(self._of(run, run.shard_of(record)))
-            if count > executions + allowed[number, record]:
+            shard = run.shard_of(record)
+            executions = len(self._of(run, shard))
+            if count > executions + allowed[number, record] and (number, shard) not in judged:
+                judged.add((number, shard))
                 told = f"{run}: record {record} was scored {count} times by {executions} executions"
                 self._add("a record is scored once", run, told)
-                break
         self.remarks["calls of the service"] = sum(done.values())
         self.remarks["of these, single records"] = sum(allowed.values())
 
+    def _is_untold(self, call: Call) -> bool:
+        """Whether the server died before it had kept the result; its workers outlive it for one record."""
+        return any(
+            call.began_at <= death.over_at and call.done_at >= death.asked_at - _UNTOLD_SECONDS
+            for death in self._evidence.server_deaths
+        )
+
     def _judge_leftovers(self) -> None:
         """All runs are over and orphans were deleted: no execution runs any more."""
+        if self._evidence.problem_of_orphans:
+            self._add("orphans are deleted", None, self._evidence.problem_of_orphans)
+            return
         for execution_id in self._evidence.running:
             execution = self._executions[execution_id]
             run = self._runs[execution.number]
-            if run.state:
-                self._add(
-                    "nothing is left running", run, f"{run}: execution {execution_id} still runs"
-                )
+            if not run.state:
+                continue
+            told = f"{run}: execution {execution_id} still runs"
+            if self._evidence.has_keys or len(self._of(run, execution.shard)) < 2:
+                self._add("nothing is left running", run, told)
+            else:
+                # A second one, whose reply was lost: without a key, nothing ties it to its task.
+                self._exempt("second executions that still run, without a key", told)
 
     def _judge_orphans(self) -> None:
         """Who looked for orphans has not deleted what a table was written from."""
@@ -342,6 +402,18 @@ class Judge:
                 if execution_id in text:
                     told = f"{run}: execution {execution_id} of a successful task was deleted"
                     self._add("only orphans are deleted", run, told)
+
+
+def _start_of(seen: Seen, unanswered: list[Start]) -> Start | None:
+    """The last unanswered start that can have led to an execution."""
+    fitting = [
+        start
+        for start in unanswered
+        if (start.number, start.record) == (seen.number, seen.record)
+        and start.at <= seen.at
+        and (not seen.key or start.key == seen.key)
+    ]
+    return max(fitting, key=lambda start: start.at, default=None)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -1,34 +1,32 @@
 """The line between Airflow and the scoring server: slow, and sometimes lossy.
 
 Law: what passes is not changed. Each request is passed on, later than it came, or the line is dropped;
-every start that was answered and every wish to delete is written down.
+every start and every wish to delete that may have reached the server is written down.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from tests.soak.evidence import Deletion, SingleCall, Start
 from tests.system.scoring_proxy import At, Held, Passed, ScoringProxy
 
-__all__ = ["Deletion", "LineFault", "SoakLine", "Stop"]
+__all__ = ["LineFault", "SoakLine", "Stop"]
 
 # Requests that start and delete take a moment, as they do far away: faults at random times meet them.
 _SLOW_SHARE, _SLOWEST_SECONDS = 0.4, 3.0
 _SLOW = re.compile("/batch")
 _DELETION = re.compile("/batch/([^/?]+)$")
-
-
-@dataclass(frozen=True)
-class Deletion:
-    """A wish to delete an execution, whatever became of it."""
-
-    at: float
-    execution_id: str
+_START = re.compile(r"/batch(\?|$)")
+_SINGLE_CALL = re.compile(r"/api/[^/]+/[^/?]+$")
 
 
 @dataclass(frozen=True)
@@ -69,12 +67,17 @@ class SoakLine(ScoringProxy):
 
     :param random: decides how slow each request is
     :param on_fault: is told of each fault when it happens
+    :param log: a file; each request becomes a line in it
     """
 
     def __init__(
-        self, upstream: str, random: random.Random, on_fault: Callable[[str], None]
+        self,
+        upstream: str,
+        random: random.Random,
+        on_fault: Callable[[str], None],
+        log: Path,
     ) -> None:
-        self._random, self._on_fault = random, on_fault
+        self._random, self._on_fault, self._log = random, on_fault, log
         self._faults: list[LineFault] = []
         self._stops: list[Stop] = []
         self._is_healed = False
@@ -96,13 +99,40 @@ class SoakLine(ScoringProxy):
         for stop in stops:
             stop.forward()
 
-    def starts(self) -> list[Passed]:
-        """The starts that the server has answered with an execution."""
-        return self.passed("POST", r"/batch(\?|$)", 202)
+    def starts(self) -> list[Start]:
+        """The starts that the server has answered with an execution, or may have taken in."""
+        return [
+            Start(
+                one.arrived_at, one.at, *_record(json.loads(one.body)[0]), one.key, one.execution_id
+            )
+            for one in self._posts(_START)
+            if one.execution_id or not one.status
+        ]
 
-    def calls_of_one(self) -> list[Passed]:
-        """The records that were scored by request and response."""
-        return self.passed("POST", r"/api/[^/]+/[^/]+$")
+    def single_calls(self) -> list[SingleCall]:
+        """The records that were scored by request and response, or may have been."""
+        return [
+            SingleCall(one.arrived_at, *_record(json.loads(one.body)))
+            for one in self._posts(_SINGLE_CALL)
+            if not 400 <= one.status < 500
+        ]
+
+    def _posts(self, path: re.Pattern[str]) -> list[Passed]:
+        return [
+            one
+            for one in (*self.passed("POST", path.pattern), *self.unanswered())
+            if one.method == "POST" and path.search(one.path)
+        ]
+
+    def note(self, passed: Passed) -> None:
+        """Called by the proxy when the server has answered, or will not."""
+        super().note(passed)
+        line = (
+            f"{passed.arrived_at:.3f} +{time.time() - passed.arrived_at:.3f} {passed.method}"
+            f" {passed.path} {passed.status or 'no answer'} {passed.key} {passed.execution_id}"
+        )
+        with self._guard, self._log.open("a") as log:
+            log.write(line.rstrip() + "\n")
 
     def claim(self, method: str, path: str, at: At) -> Held | None:
         """Called by the proxy at each step of a request."""
@@ -127,3 +157,8 @@ class SoakLine(ScoringProxy):
         if method != "GET" and self._random.random() < _SLOW_SHARE:
             return Stop(method, at, self._random.uniform(0, _SLOWEST_SECONDS), False)
         return None
+
+
+def _record(record: Mapping[str, Any]) -> tuple[int, int]:
+    """The run that a record is of, and its number."""
+    return int(record["run"]), int(record["record"])

@@ -6,8 +6,6 @@ import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.system.airflow_processes import Run
-
 __all__ = ["MODES", "SHARD_SIZE", "Action", "SoakRun", "write_table"]
 
 MODES = (
@@ -33,7 +31,7 @@ class Action:
     :param task_id: of the task
     :param map_index: -1 for a task that is not mapped
     :param found: the task's state before
-    :param is_done: whether Airflow has taken it in; it may have done so without saying it
+    :param done_at: when Airflow had taken it in; 0 where it has not said so, and may yet have done it
     """
 
     at: float
@@ -41,7 +39,7 @@ class Action:
     task_id: str
     map_index: int
     found: str
-    is_done: bool = False
+    done_at: float = 0.0
 
     @property
     def is_on_score(self) -> bool:
@@ -56,17 +54,24 @@ class SoakRun:
     :param number: its records carry it
     :param mode: how its Dag waits
     :param count: of its records
+    :param folder: of its tables
+    :param run_id: of the Dag run
     """
 
     number: int
     mode: str
     count: int
     folder: Path
-    run: Run
+    run_id: str
     started_at: float
     actions: list[Action] = field(default_factory=list)
     state: str = ""
     ended_at: float = 0.0
+
+    @property
+    def dag_id(self) -> str:
+        """The Dag that waits in this mode."""
+        return f"soak_{self.mode}"
 
     @property
     def is_group(self) -> bool:
@@ -86,24 +91,16 @@ class SoakRun:
     @property
     def logs(self) -> Path:
         """Where Airflow keeps the logs of its tasks."""
-        home = self.run.airflow.home / "logs"
-        return home / f"dag_id={self.run.dag_id}" / f"run_id={self.run.run_id}"
+        home = self.folder.parents[1] / "airflow" / "logs"
+        return home / f"dag_id={self.dag_id}" / f"run_id={self.run_id}"
 
     def shard_of(self, record: int) -> int:
         """The map index of the task that scores a record."""
         return record // SHARD_SIZE if self.is_group else -1
 
-    def actions_on_score(self, shard: int, *what: str) -> list[Action]:
-        """What a user did to the task that owns a shard's batch."""
-        return [
-            action
-            for action in self.actions
-            if action.is_on_score and action.map_index == shard and action.what in what
-        ]
-
     def __str__(self) -> str:
         """How a report names it."""
-        return f"run {self.number} ({self.run}, {self.count} records)"
+        return f"run {self.number} ({self.dag_id}/{self.run_id}, {self.count} records)"
 
 
 def write_table(folder: Path, number: int, count: int, seconds: float) -> Path:

@@ -35,7 +35,7 @@ def soak(run: int, record: int, seconds: float) -> float:
 
 def _note(what: str, run: int, record: int) -> None:
     """One line in one write: those of many processes do not mix."""
-    line = f"{time.time():.3f} {what} {run} {record}\n"
+    line = f"{time.time():.3f} {what} {run} {record} {os.getpid()}\n"
     descriptor = os.open(os.environ["MLBATCH_SOAK_CALLS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
         os.write(descriptor, line.encode())

@@ -16,14 +16,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from airflow_mlbatch.server.store import stored_text
 from tests.server_process import RunningServer, running_server
+from tests.soak.evidence import Death, Seen
+from tests.soak.history import keep_history
 from tests.soak.line import SoakLine
-from tests.system.airflow_processes import AirflowProcesses, running_airflow
+from tests.soak.runs import SoakRun
+from tests.system.airflow_processes import AirflowProcesses, Run, running_airflow
 from tests.system.debian import running_postgres
 
 __all__ = ["TRIGGERERS", "Task", "World", "running_world"]
@@ -74,12 +76,18 @@ class World:
     """What runs, and how it is started again after a fault."""
 
     def __init__(
-        self, airflow: AirflowProcesses, server: RunningServer, line: SoakLine, calls: Path
+        self,
+        airflow: AirflowProcesses,
+        server: RunningServer,
+        line: SoakLine,
+        calls: Path,
+        database: str,
     ) -> None:
         self.airflow, self.server, self.line, self.calls = airflow, server, line, calls
-        self.server_deaths: list[float] = []
-        # Of each execution that its database has ever shown: the first record.
-        self.seen: dict[str, dict[str, Any]] = {}
+        self.database = database
+        self.server_deaths: list[Death] = []
+        # Each execution that the database of the scoring server has ever shown.
+        self.seen: dict[str, Seen] = {}
         self._schedulers = {airflow.pid("scheduler")}
         self._is_server_up = True
 
@@ -104,12 +112,16 @@ class World:
 
     def end_server(self, is_kill: bool) -> None:
         """Take the scoring server down."""
-        self._is_server_up = False
+        self._is_server_up, asked_at = False, time.time()
         if is_kill:
             self.server.kill()
         else:
             self.server.stop()
-        self.server_deaths.append(time.time())
+        self.server_deaths.append(Death(asked_at, time.time()))
+
+    def run_of(self, run: SoakRun) -> Run:
+        """The run in Airflow."""
+        return Run(self.airflow, run.dag_id, run.run_id)
 
     def restart_what_ended(self) -> None:
         """Start what has ended by itself again, as an init system does."""
@@ -143,24 +155,24 @@ class World:
                 if is_idle and os.getsid(process.pid) != running:
                     self.airflow.send(process.pid, signal.SIGKILL)
 
-    def remember_executions(self) -> None:
-        """Look into the database of the scoring server."""
-        for execution_id, _, record in self.executions():
-            self.seen.setdefault(execution_id, record)
-
-    def executions(self) -> list[tuple[str, str, dict[str, Any]]]:
-        """Id, state and first record of each execution that the scoring server has now."""
+    def remember_executions(self) -> set[str]:
+        """Look into the database of the scoring server; returns the executions that have not ended."""
         path = self.server.data_dir / "mlbatch.sqlite"
         with contextlib.closing(
             sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)
         ) as db:
-            rows = db.execute("SELECT id, state, number FROM executions").fetchall()
-            # Deleted meanwhile: then there is no first record any more.
-            return [
-                (execution_id, state, json.loads(record))
-                for execution_id, state, number in rows
-                if (record := stored_text(db, "records", number, 0)) is not None
-            ]
+            rows = db.execute(
+                "SELECT id, state, idempotency_key, number FROM executions"
+            ).fetchall()
+            for execution_id, _, key, number in rows:
+                if execution_id in self.seen:
+                    continue
+                record = stored_text(db, "records", number, 0)
+                if record is not None:  # Not deleted meanwhile.
+                    first = json.loads(record)
+                    whose = (int(first["run"]), int(first["record"]))
+                    self.seen[execution_id] = Seen(time.time(), execution_id, *whose, key or "")
+        return {execution_id for execution_id, state, *_ in rows if state == "pending"}
 
     def _below_schedulers(self) -> Iterator[tuple[psutil.Process, bool]]:
         """Processes that a scheduler, alive or dead, has left; and whether each is a worker."""
@@ -197,8 +209,9 @@ def running_world(
                 env={"MLBATCH_SOAK_CALLS": str(calls)},
             )
         )
-        line = SoakLine(server.url, line_random, on_fault)
+        line = SoakLine(server.url, line_random, on_fault, folder / "line.log")
         stack.callback(line.close)
+        database = f"postgresql+psycopg2://{database}"
         airflow = stack.enter_context(
             running_airflow(
                 folder / "airflow",
@@ -206,8 +219,9 @@ def running_world(
                 server.password,
                 TRIGGERERS,
                 dags=dags,
-                database=f"postgresql+psycopg2://{database}",
+                database=database,
                 env={f"AIRFLOW__{name}": value for name, value in _SETTINGS.items()},
             )
         )
-        yield World(airflow, server, line, calls)
+        keep_history(database)
+        yield World(airflow, server, line, calls, database)

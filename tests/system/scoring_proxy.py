@@ -31,11 +31,12 @@ _HOLD_SECONDS = 300
 
 @dataclass(frozen=True)
 class Passed:
-    """A request that the server has answered.
+    """A request that the server has answered, or that it may have seen.
 
     :param at: epoch seconds when it was passed on
     :param arrived_at: epoch seconds when it came
     :param body: of the request
+    :param status: 0 where the line to the server broke before it had answered
     :param key: its idempotency key; empty without one
     :param execution_id: the execution that a start was answered with
     """
@@ -98,6 +99,7 @@ class ScoringProxy:
     def __init__(self, upstream: str) -> None:
         self.upstream = urlsplit(upstream).netloc
         self._passed: list[Passed] = []
+        self._unanswered: list[Passed] = []
         self._holds: list[Held] = []
         self._lock = threading.Lock()
         self._http = _Server(("127.0.0.1", 0), _Handler)
@@ -134,6 +136,11 @@ class ScoringProxy:
                 and status in (None, one.status)
             ]
 
+    def unanswered(self) -> list[Passed]:
+        """What was passed on, and the server went away before it had answered."""
+        with self._lock:
+            return list(self._unanswered)
+
     def claim(self, method: str, path: str, at: At) -> Held | None:
         with self._lock:
             for held in self._holds:
@@ -144,7 +151,7 @@ class ScoringProxy:
 
     def note(self, passed: Passed) -> None:
         with self._lock:
-            self._passed.append(passed)
+            (self._passed if passed.status else self._unanswered).append(passed)
 
 
 class _Server(ThreadingHTTPServer):
@@ -168,8 +175,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self._is_dropped(path, "request"):
             return
         at = time.time()
-        status, headers, content = self._ask(proxy.upstream, body)
         key = self.headers.get("Idempotency-Key") or ""
+        try:
+            status, headers, content = self._ask(proxy.upstream, body)
+        except (OSError, http.client.HTTPException):
+            proxy.note(Passed(at, arrived_at, self.command, path, body, 0, key))
+            raise
         started = _started(content) if (self.command, status) == ("POST", 202) else ""
         proxy.note(Passed(at, arrived_at, self.command, path, body, status, key, started))
         if self._is_dropped(path, "reply"):
