@@ -124,7 +124,11 @@ class BatchTask:
         )
         self._deciding = worker
         worker.start()
-        if decided.wait(_HANDLER_SECONDS):
+        if self._is_out_of_time:
+            # Nobody is about to kill this process: it ends by itself, and the thread with it. So the
+            # request, which limits its own time, is waited for.
+            worker.join()
+        elif decided.wait(_HANDLER_SECONDS):
             worker.join(_CANCEL_SECONDS)
 
     def _decide(self, decided: threading.Event, before_cancel: Callable[[], None] | None) -> None:

@@ -103,7 +103,10 @@ def test_each_service_is_whole_after_sigkill(tmp_path: Path, moments: int) -> No
     known: dict[str, int | None] = dict.fromkeys(NAMES)
     number = 0
     with running_server("--allow-publish", "--workers", "1", data_dir=tmp_path / "data") as server:
-        for _ in range(moments):
+        kills = 0
+        # A loaded machine may be killed before it has answered anything: it gets more moments then.
+        while kills < moments or number <= moments:
+            kills += 1
             deployer = Deployer(server, number)
             deployer.start(known)
             time.sleep(chance.uniform(0.05, 1.0))
@@ -117,4 +120,3 @@ def test_each_service_is_whole_after_sigkill(tmp_path: Path, moments: int) -> No
                 assert known[name] in expected
             published = sum(form is not None for form in known.values())
             assert_nothing_is_left(server, published)
-    assert number > moments
