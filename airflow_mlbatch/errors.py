@@ -30,7 +30,8 @@
         ├── RecordsFailedError          more failed records than the policy allows
         ├── AmbiguousSubmissionError    an execution could be ours, and nothing can prove it
         ├── SubmissionUndecidedError    an execution could be ours, and waiting may prove it
-        └── SubmissionStoppedError      the task was told to stop before it started a batch
+        ├── SubmissionStoppedError      the task was told to stop before it started a batch
+        └── NoBatchError                another task has started no batch, or its batch is gone
 
 ``is_permanent`` tells a scheduler whether trying again later can help: it is true where the same
 request would meet the same answer. This module imports nothing, so that every room can use it.
@@ -59,6 +60,7 @@ __all__ = [
     "InputError",
     "LineError",
     "MLBatchError",
+    "NoBatchError",
     "NotFoundError",
     "RecordError",
     "RecordsFailedError",
@@ -255,6 +257,10 @@ class SubmissionUndecidedError(BatchError):
 
 class SubmissionStoppedError(BatchError):
     """The task was told to stop before it had started its batch, so it starts none."""
+
+
+class NoBatchError(BatchError):
+    """There is no batch to read: the task that starts it has not done so, or was cleared since."""
 
 
 def _records_failed(

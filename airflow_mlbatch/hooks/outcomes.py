@@ -18,14 +18,23 @@ from airflow_mlbatch.errors import (
     BatchError,
     BatchFailedError,
     ContractError,
+    ExecutionNotFoundError,
     InputError,
     MLBatchError,
+    NoBatchError,
     RecordsFailedError,
 )
 from airflow_mlbatch.protocol.results import BatchStatus
 from airflow_mlbatch.protocol.states import BatchState
 
-__all__ = ["airflow_errors", "completed", "event_of", "status_of_event", "summary"]
+__all__ = [
+    "airflow_errors",
+    "completed",
+    "event_of",
+    "reading_of_another_task",
+    "status_of_event",
+    "summary",
+]
 
 
 @contextmanager
@@ -40,6 +49,29 @@ def airflow_errors() -> Iterator[None]:
             # Its sentence says all: pages of our own code would only hide it in the task's log.
             error = error.with_traceback(None)
         raise AirflowFailException(str(error)) from error
+
+
+@contextmanager
+def reading_of_another_task(*, is_retried: bool) -> Iterator[None]:
+    """For a task that reads the batch of another one, which a user can clear at any moment.
+
+    Then there is no id for a while, or the batch of this id is gone. The next attempt reads the id
+    anew, so that fails this attempt only.
+
+    :param is_retried: whether another attempt can come; otherwise the error is permanent
+    """
+    try:
+        yield
+    except (NoBatchError, ExecutionNotFoundError) as error:
+        if not is_retried:
+            error.is_permanent = True
+            raise
+        if isinstance(error, NoBatchError):
+            raise
+        raise NoBatchError(
+            f"{error}. If the task that started the batch was cleared, the next attempt finds the "
+            "new one"
+        ) from error
 
 
 def completed(execution_id: str, status: BatchStatus) -> BatchStatus:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from airflow.providers.common.compat.sdk import BaseOperatorLink, conf
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_1_PLUS
 
-from airflow_mlbatch.errors import InputError
+from airflow_mlbatch.errors import InputError, NoBatchError
 
 if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
@@ -42,12 +42,20 @@ def is_id(execution_id: Any) -> bool:
 def checked_id(execution_id: Any) -> str:
     """The id of an execution.
 
-    :raises InputError: there is no execution
+    :raises NoBatchError: there is no execution, or not yet
+    :raises InputError: what there is cannot be an id
     """
     if not is_id(execution_id):
+        raise NoBatchError(
+            f"execution_id: found {execution_id!r}, expected the id of a batch. Has the task that "
+            "starts it been cleared? Then the next attempt finds the new batch. A table without "
+            "records has none when on_empty='succeed'"
+        )
+    # A list that went through a template is text.
+    is_text = isinstance(execution_id, str) and execution_id.strip()[:1] not in ("", "[", "{", "(")
+    if not is_text and (isinstance(execution_id, bool) or not isinstance(execution_id, int)):
         raise InputError(
-            f"execution_id: found {execution_id!r}, expected the id of a batch; "
-            "a table without records has none when on_empty='succeed'"
+            f"execution_id: found {execution_id!r:.80}, expected the id of one batch as text"
         )
     return str(execution_id)
 

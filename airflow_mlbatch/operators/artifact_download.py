@@ -10,7 +10,8 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_mlbatch.errors import InputError, ReplyTooLargeError
 from airflow_mlbatch.hooks import MLBatchHook
-from airflow_mlbatch.hooks.outcomes import airflow_errors, completed
+from airflow_mlbatch.hooks.outcomes import airflow_errors, completed, reading_of_another_task
+from airflow_mlbatch.hooks.task_fate import can_be_retried
 from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.links import BatchExecutionLink, checked_id, note_batch
 from airflow_mlbatch.operators.batch_results import attempt_of
@@ -104,7 +105,8 @@ class ArtifactDownloadOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Fetch the files."""
-        with airflow_errors():
+        is_retried = can_be_retried(context["ti"])
+        with airflow_errors(), reading_of_another_task(is_retried=is_retried):
             globs = self._globs()
             wanted = self._wanted_indexes()
             connections = as_whole_number("max_connections", self.max_connections, least=1)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_mlbatch.batch_task import BatchTask, owner_of
-from airflow_mlbatch.errors import InputError, RecordsFailedError
+from airflow_mlbatch.errors import InputError, NoBatchError, RecordsFailedError
 from airflow_mlbatch.hooks import MLBatchHook
-from airflow_mlbatch.hooks.outcomes import completed
+from airflow_mlbatch.hooks.outcomes import completed, reading_of_another_task
+from airflow_mlbatch.hooks.task_fate import can_be_retried
 from airflow_mlbatch.links import BatchExecutionLink, is_id, note_batch
 from airflow_mlbatch.operators.assets import emit, with_outlet
 from airflow_mlbatch.operators.batch_summary import BatchSummary, summarised
@@ -225,7 +226,11 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         self._begin(context["ti"])
         from airflow_mlbatch.datasets.failures import FailurePolicy
 
-        with self._errors(), summarised(context, self) as self._summary:
+        with (
+            self._errors(),
+            reading_of_another_task(is_retried=can_be_retried(context["ti"])),
+            summarised(context, self) as self._summary,
+        ):
             policy = FailurePolicy(self.max_failed_records)
             self._check()
             most = as_whole_number("max_xcom_records", self.max_xcom_records)
@@ -323,14 +328,15 @@ class BatchResultsOperator(BatchTask, BaseOperator):
     def _has_batch(self) -> bool:
         """Whether there is one: ``on_empty="succeed"`` starts none for a table without rows.
 
-        :raises InputError: there is none, and there are rows
+        :raises NoBatchError: there is none, and there are rows
         """
         if is_id(self.execution_id):
             self._link_to(self.execution_id)
             return True
         if self._table is None or self._table.has_rows():
-            raise InputError(
-                f"execution_id: found {self.execution_id!r}, expected the id of a batch; there may be "
+            raise NoBatchError(
+                f"execution_id: found {self.execution_id!r}, expected the id of a batch. Has the task "
+                "that starts it been cleared? Then the next attempt finds the new batch. There may be "
                 "none only for an input_path without rows"
             )
         self.execution_id = None

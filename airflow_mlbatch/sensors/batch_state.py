@@ -25,7 +25,14 @@ from airflow.providers.common.compat.sdk import (
 from airflow_mlbatch.batch_task import BatchTask
 from airflow_mlbatch.errors import BatchFailedError, BatchTimeoutError, MLBatchError
 from airflow_mlbatch.hooks import MLBatchHook
-from airflow_mlbatch.hooks.outcomes import airflow_errors, completed, status_of_event, summary
+from airflow_mlbatch.hooks.outcomes import (
+    airflow_errors,
+    completed,
+    reading_of_another_task,
+    status_of_event,
+    summary,
+)
+from airflow_mlbatch.hooks.task_fate import can_be_retried
 from airflow_mlbatch.links import BatchExecutionLink, note_batch
 from airflow_mlbatch.protocol.progress import Pace
 from airflow_mlbatch.protocol.results import BatchStatus
@@ -111,7 +118,7 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
 
         :raises TaskDeferred: the batch still runs and the sensor is deferrable
         """
-        with _sensor_errors():
+        with self._errors():
             if not self.linked_execution_id:
                 self._link_to(self.execution_id)
                 note_batch(context, self)
@@ -156,7 +163,7 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
         """Judge what the trigger saw."""
         self._begin(context["ti"])
         try:
-            with _sensor_errors(limited_by):
+            with self._errors(limited_by):
                 # First, because the link is stored again at the end, also where the task fails.
                 self._link_to(self.execution_id)
                 self.execution_id, status = status_of_event(event)
@@ -275,17 +282,18 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
         if report.warning is not None:
             self.log.warning("poll of execution %s: %s", self.execution_id, report.warning)
 
-
-@contextmanager
-def _sensor_errors(limited_by: str = "timeout") -> Iterator[None]:
-    """:func:`airflow_errors`, with the exception that Airflow has for a sensor's time-out."""
-    try:
-        with airflow_errors():
-            yield
-    except AirflowFailException as error:
-        if isinstance(error.__cause__, BatchTimeoutError):
-            if limited_by == "execution_timeout":
-                # As when Airflow itself stops a task for it: a retry may try again.
-                raise AirflowException(f"execution_timeout: {error}") from error
-            raise AirflowSensorTimeout(str(error)) from error
-        raise
+    @contextmanager
+    def _errors(self, limited_by: str = "timeout") -> Iterator[None]:
+        """:func:`airflow_errors`, with the exception that Airflow has for a sensor's time-out."""
+        # With silent_fail the sensor would go on in this attempt, with the id that it has.
+        is_retried = not self.silent_fail and can_be_retried(self._ti)
+        try:
+            with airflow_errors(), reading_of_another_task(is_retried=is_retried):
+                yield
+        except AirflowFailException as error:
+            if isinstance(error.__cause__, BatchTimeoutError):
+                if limited_by == "execution_timeout":
+                    # As when Airflow itself stops a task for it: a retry may try again.
+                    raise AirflowException(f"execution_timeout: {error}") from error
+                raise AirflowSensorTimeout(str(error)) from error
+            raise

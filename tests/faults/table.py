@@ -23,6 +23,7 @@ from airflow_mlbatch.errors import (
     ExecutionNotFoundError,
     ForbiddenError,
     MLBatchError,
+    NoBatchError,
     RejectedError,
     ReplyTooLargeError,
     ServiceNotFoundError,
@@ -168,6 +169,7 @@ class Cell:
     :param is_retried: whether all is well when the fault passes
     :param deferred_requests: how many a sensor sends, or a deferred task, where that is not one poll
         more than a watch sends
+    :param reader_error: what a task raises instead whose batch another task has started
     """
 
     error: type[MLBatchError] | None
@@ -175,6 +177,7 @@ class Cell:
     requests: int = 1
     is_retried: bool = False
     deferred_requests: int | None = None
+    reader_error: type[MLBatchError] | None = None
 
     @property
     def requests_after_a_poll(self) -> int:
@@ -466,9 +469,13 @@ FAULTS: Sequence[Fault] = (
         "404 after a delete",
         _everywhere(_message("execution not found", 404)),
         {
-            path: Cell(ExecutionNotFoundError, "404 execution not found")
+            path: Cell(ExecutionNotFoundError, "404 execution not found", reader_error=NoBatchError)
             for path in (Path.POLL, Path.RESULTS, Path.ARTIFACT)
         },
+        note=(
+            "The task that started the batch may have been cleared, and then a retry of the task that\n"
+            "reads it finds the new batch."
+        ),
     ),
     Fault(
         "404 of a service",
@@ -595,6 +602,8 @@ def _shown(cell: Cell, requests: int) -> str:
     text = f'`{cell.error.__name__}` "{_escaped(cell.text)}"'
     word = "retried" if cell.is_retried else "permanent"
     airflow = "fails for good" if cell.error.is_permanent else "tries the task again"
+    if cell.reader_error is not None:
+        airflow += "; a task that reads another task's batch is tried again"
     return f"{word}; {text}; {_counted(requests)} | {airflow}"
 
 

@@ -14,7 +14,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import DAG
 
-from airflow_mlbatch.errors import BatchError
+from airflow_mlbatch.errors import BatchError, NoBatchError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.operators import ArtifactDownloadOperator
 from tests.faults.server import Act, Answer, FaultServer, Request, as_json
@@ -155,9 +155,7 @@ def test_templates_and_default_args(
         ({"path_template": "../{file_name}"}, "path_template: found"),
         ({"path_template": "{index}"}, "path_template: found no {file_name}"),
         ({"path_template": "{file_name.__class__}"}, "path_template: found"),
-        ({"execution_id": "nobody"}, "Execution not found"),
-        ({"execution_id": None}, "execution_id: found None, expected the id of a batch"),
-        ({"execution_id": "None"}, "execution_id: found 'None', expected the id of a batch"),
+        ({"execution_id": ["a", "b"]}, "execution_id: found .*, expected the id of one batch"),
     ],
 )
 def test_bad_arguments(
@@ -166,6 +164,30 @@ def test_bad_arguments(
     arguments = {"execution_id": execution_id, "dest": str(tmp_path), **given}
     with pytest.raises(AirflowFailException, match=told):
         download(**arguments).execute(context)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("attempt", "wanted"), [(1, NoBatchError), (2, AirflowFailException)])
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ("nobody", "Execution not found"),
+        (None, "execution_id: found None, expected the id of a batch"),
+        ("None", "execution_id: found 'None', expected the id of a batch"),
+    ],
+)
+def test_no_batch_fails_the_attempt(
+    context: dict[str, Any],
+    tmp_path: Path,
+    found: Any,
+    told: str,
+    attempt: int,
+    wanted: type[Exception],
+) -> None:
+    """The task that starts it may have been cleared: the next attempt finds it."""
+    context["ti"].try_number = attempt
+    with pytest.raises(wanted, match=told):
+        download(execution_id=found, dest=str(tmp_path)).execute(context)
     assert list(tmp_path.iterdir()) == []
 
 

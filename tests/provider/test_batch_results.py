@@ -32,6 +32,7 @@ from airflow.sdk import DAG, ObjectStoragePath
 from airflow_mlbatch.errors import (
     BatchError,
     ExecutionNotFoundError,
+    NoBatchError,
     RecordsFailedError,
     SubmissionStoppedError,
 )
@@ -453,11 +454,20 @@ def test_a_table_without_rows_has_no_batch(
     assert results(execution_id=given, input_path=str(tmp_path / "in.csv")).execute(context) == []
 
 
-def test_no_batch_for_rows_is_refused(context: dict[str, Any], table: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("attempt", "wanted"), [(1, NoBatchError), (2, AirflowFailException)])
+def test_no_batch_for_rows_fails_the_attempt(
+    context: dict[str, Any],
+    table: Path,
+    tmp_path: Path,
+    attempt: int,
+    wanted: type[Exception],
+) -> None:
+    """The task that starts it may have been cleared: the next attempt finds it."""
+    context["ti"].try_number = attempt
     told = "execution_id: found None, expected the id of a batch"
     for arguments in ({"input_path": str(table)}, {}):
         operator = results(execution_id=None, output_path=str(tmp_path / "o.csv"), **arguments)
-        with pytest.raises(AirflowFailException, match=told):
+        with pytest.raises(wanted, match=told):
             operator.execute(context)
     assert not (tmp_path / "o.csv").exists()
 
@@ -543,7 +553,7 @@ def test_a_running_batch_is_refused(
     finally:
         hook.cancel_batch("slow", "1", execution_id)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(AirflowFailException, match="Execution not found"):
+    with pytest.raises(NoBatchError, match="Execution not found"):
         operator.execute(context)
 
 
@@ -593,7 +603,7 @@ def test_counts_must_agree(
         ({"keep_columns": "power"}, "keep_columns: found 'power'|'power'"),
         ({"input_path": "{tmp}/nothing.csv"}, "found no such file"),
         ({"service_version": "2"}, "404 .*not found"),
-        ({"execution_id": "nobody"}, "Execution not found"),
+        ({"execution_id": ["a", "b"]}, "execution_id: found .*, expected the id of one batch"),
     ],
 )
 def test_bad_arguments(

@@ -140,6 +140,7 @@ class Role:
     :param before: the good answers that it gets on that path first
     :param last: the request after which the line is refused, where that is not the first one
     :param has_polled: whether it polls once before it watches
+    :param is_reader: whether it reads a batch that another task has started
     """
 
     path: Path
@@ -149,6 +150,11 @@ class Role:
     last: str | None = None
     has_polled: bool = False
     is_hook: bool = False
+    is_reader: bool = False
+
+    def error(self, cell: Cell) -> type[MLBatchError] | None:
+        """What the task raises when the fault stays."""
+        return (self.is_reader and cell.reader_error) or cell.error
 
     def requests(self, cell: Cell) -> int:
         return cell.requests_after_a_poll if self.has_polled else cell.requests
@@ -258,7 +264,7 @@ ROLES: dict[str, Role] = {
         is_hook=True,
     ),
     **{
-        f"sensor, {mode}": Role(Path.POLL, sensor(mode), SUMMARY, has_polled=True)
+        f"sensor, {mode}": Role(Path.POLL, sensor(mode), SUMMARY, has_polled=True, is_reader=True)
         for mode in ("poke", "reschedule", "deferrable")
     },
     "score, its service": Role(Path.CALL, score(), EXECUTION),
@@ -283,7 +289,12 @@ ROLES: dict[str, Role] = {
         has_polled=True,
     ),
     "results": Role(
-        Path.RESULTS, results, ROWS, before=[COMPLETE], last=f"GET {SCENES[Path.CALL].target}"
+        Path.RESULTS,
+        results,
+        ROWS,
+        before=[COMPLETE],
+        last=f"GET {SCENES[Path.CALL].target}",
+        is_reader=True,
     ),
     "results, table": Role(
         Path.RESULTS,
@@ -291,15 +302,21 @@ ROLES: dict[str, Role] = {
         (3, 3),
         before=[COMPLETE],
         last=f"GET {SCENES[Path.CALL].target}",
+        is_reader=True,
     ),
     "artifacts": Role(
-        Path.ARTIFACT, artifact, ["a picture"], last=f"GET {_BATCH}/{EXECUTION}/0/files"
+        Path.ARTIFACT,
+        artifact,
+        ["a picture"],
+        last=f"GET {_BATCH}/{EXECUTION}/0/files",
+        is_reader=True,
     ),
     "artifacts, files": Role(
         Path.ARTIFACT,
         artifact_file,
         (1, b"a picture"),
         last=f"GET {_BATCH}/{EXECUTION}/0/files",
+        is_reader=True,
     ),
 }
 
@@ -452,12 +469,13 @@ def stage(
 def test_a_fault_that_stays(stage: Stage, fault: Fault, role: Role, cell: Cell) -> None:
     (end,) = stage.play(fault, role, passes=False)
 
-    if cell.error is None:
+    error = role.error(cell)
+    if error is None:
         assert end == End(role.value)
     else:
-        assert end.ours is cell.error, end.error
+        assert end.ours is error, end.error
         assert cell.text in str(end.error)
-        assert end.is_retried is not cell.error.is_permanent
+        assert end.is_retried is not error.is_permanent
     assert stage.requests(role) == role.requests(cell)
     for secret in SECRETS:
         assert secret not in str(end.error)
@@ -469,9 +487,10 @@ def test_a_fault_that_passes(stage: Stage, fault: Fault, role: Role, cell: Cell)
     *before, end = stage.play(fault, role, passes=True, tries=2)
 
     met = len(played_acts(fault, role.path))
-    assert cell.error is not None
-    if cell.error.is_permanent and not cell.is_retried:
-        assert (end.ours, end.is_retried, before) == (cell.error, False, [])
+    error = role.error(cell)
+    assert error is not None
+    if error.is_permanent and not cell.is_retried:
+        assert (end.ours, end.is_retried, before) == (error, False, [])
         assert stage.requests(role) == met
         return
     assert end == End(role.value), end.error

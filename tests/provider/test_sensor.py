@@ -31,6 +31,7 @@ from airflow_mlbatch.errors import (
     ContractError,
     ExecutionNotFoundError,
     MLBatchError,
+    NoBatchError,
 )
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import event_of
@@ -148,20 +149,56 @@ def test_waits_for_the_end_and_logs_the_way_there(
         assert f"execution {execution_id}: {progress}" in printed
 
 
+# The task that starts the batch may have been cleared: the next attempt reads the id anew.
+ATTEMPTS = [(1, NoBatchError), (2, AirflowFailException)]
+
+
 @pytest.mark.parametrize("mode", MODES)
-def test_a_batch_that_is_gone_fails_at_once(context: dict[str, Any], mode: str) -> None:
-    with pytest.raises(AirflowFailException, match="(?i)404 execution not found"):
+@pytest.mark.parametrize(("attempt", "wanted"), ATTEMPTS)
+def test_a_batch_that_is_gone_fails_the_attempt(
+    context: dict[str, Any], mode: str, attempt: int, wanted: type[Exception]
+) -> None:
+    context["ti"].try_number = attempt
+    with pytest.raises(wanted, match="(?i)404 execution not found"):
         run_to_its_end(lambda: sensor_for("never-there", mode), context)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("found", [None, "None", ""])
-def test_a_batch_that_was_never_started_fails_at_once(
-    context: dict[str, Any], mode: str, found: Any
+@pytest.mark.parametrize(("attempt", "wanted"), ATTEMPTS)
+def test_a_batch_that_is_not_started_fails_the_attempt(
+    context: dict[str, Any], mode: str, found: Any, attempt: int, wanted: type[Exception]
 ) -> None:
-    """A score task that had nothing to score hands on no id."""
+    """A score task that is being cleared, or that had nothing to score, hands on no id."""
+    context["ti"].try_number = attempt
     told = f"execution_id: found {found!r}, expected the id .* on_empty='succeed'"
-    with pytest.raises(AirflowFailException, match=told):
+    with pytest.raises(wanted, match=told):
+        run_to_its_end(lambda: sensor_for(found, mode), context)
+
+
+def test_a_retry_finds_the_batch_of_the_cleared_task(
+    hook: MLBatchHook, context: dict[str, Any]
+) -> None:
+    """As Airflow does it: each attempt renders the id anew."""
+
+    def attempt() -> Any:
+        sensor = sensor_for("{{ ti.xcom_pull('score') }}", "poke")
+        sensor.render_template_fields({**context})
+        return sensor.execute(context)
+
+    with pytest.raises(NoBatchError, match="found 'None'"):
+        attempt()
+    context["ti"].pushed["return_value"] = "the batch of before"
+    with pytest.raises(NoBatchError, match="(?i)404 execution not found"):
+        attempt()
+    context["ti"].pushed["return_value"] = hook.start_batch("slow", "1", {"x": [1], "seconds": [0]})
+    assert attempt()["state"] == "complete"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("found", [["a", "b"], "['a', 'b']", {"id": "a"}, True, 1.5, " "])
+def test_what_is_no_id_fails_at_once(context: dict[str, Any], mode: str, found: Any) -> None:
+    with pytest.raises(AirflowFailException, match="expected the id of one batch as text"):
         run_to_its_end(lambda: sensor_for(found, mode), context)
 
 
@@ -180,13 +217,13 @@ def test_a_batch_that_goes_while_watched_fails(
         return sensor_for(execution_id, mode)
 
     if mode == "reschedule":
-        with pytest.raises(AirflowFailException, match=execution_id):
+        with pytest.raises(NoBatchError, match=execution_id):
             run_to_its_end(make, context)
         return
     # The others watch within one object: the server loses the batch behind their backs.
     timer = threading.Timer(0.3, hook.cancel_batch, ("slow", "1", execution_id))
     timer.start()
-    with pytest.raises(AirflowFailException, match=execution_id):
+    with pytest.raises(NoBatchError, match=execution_id):
         run_to_its_end(lambda: sensor_for(execution_id, mode), context)
     timer.join()
 
@@ -221,6 +258,11 @@ def test_a_batch_that_is_gone_is_judged_by_the_policy(
     context: dict[str, Any], mode: str, policy: str | None
 ) -> None:
     arguments = {policy: True} if policy else {}
+    # While another attempt can come, soft_fail waits for it, as with every error that may pass.
+    ends = {"never_fail": AirflowSkipException, "silent_fail": AirflowFailException}
+    with pytest.raises(ends.get(policy or "", NoBatchError)):
+        run_to_its_end(lambda: sensor_for("never-there", mode, **arguments), context)
+    context["ti"].try_number = context["ti"].max_tries + 1
     with pytest.raises(AirflowSkipException if skips(policy) else AirflowFailException):
         run_to_its_end(lambda: sensor_for("never-there", mode, **arguments), context)
 
