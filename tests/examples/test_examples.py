@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 import os
@@ -17,9 +18,11 @@ from typing import Any
 
 import pyarrow.parquet as parquet
 import pytest
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_1_PLUS
 from airflow.sdk import DAG
 
 from airflow_mlbatch.demo.airflow_home import DemoHome, examples_folder
+from tests.mail_server import MailServer, running_mail_server, text_of
 from tests.provider.airflow_side import tell_of_assets
 from tests.provider.conftest import connection_to
 from tests.server_process import RunningServer, running_server
@@ -35,11 +38,13 @@ class Ran:
     :param outcome: exit codes by file
     :param data: the folder of their tables
     :param log: everything that was printed
+    :param environment: of the process that ran them
     """
 
     outcome: dict[str, Any]
     data: Path
     log: str
+    environment: dict[str, str]
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +54,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="module")
+def mail() -> Iterator[MailServer]:
+    with running_mail_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def ran(
-    server: RunningServer, airflow_database: str, tmp_path_factory: pytest.TempPathFactory
+    server: RunningServer,
+    mail: MailServer,
+    airflow_database: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Ran:
     home = DemoHome(tmp_path_factory.mktemp("examples"))
     home.prepare()
@@ -58,6 +72,7 @@ def ran(
     environment = {
         **os.environ,
         "AIRFLOW_CONN_MLBATCH_DEFAULT": connection_to(server),
+        "AIRFLOW_CONN_SMTP_DEFAULT": mail.connection,
         "MLBATCH_EXAMPLE_DATA": str(home.data),
     }
     runner = Path(__file__).with_name("run.py")
@@ -73,7 +88,7 @@ def ran(
         )
     log = re.sub(r"\x1b\[[0-9;]*m", "", home.log.read_text())
     assert outcome.exists(), log[-4000:]
-    return Ran(json.loads(outcome.read_text()), home.data, log)
+    return Ran(json.loads(outcome.read_text()), home.data, log, environment)
 
 
 @pytest.mark.parametrize("name", [file.stem for file in FILES])
@@ -153,6 +168,77 @@ def test_large_table(ran: Ran) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["rows"], manifest["failed"], len(manifest["files"])) == (32, 0, 4)
     assert (folder / "_SUCCESS").exists()
+
+
+PAGE = 'href="http://localhost:8080/mlbatch/dags/mlbatch_alert_by_email/runs/'
+
+
+def test_alert_by_email(ran: Ran, mail: MailServer) -> None:
+    """Three of 32 cars may fail: the task succeeds, and its report names them."""
+    (message,) = mail.about("mlbatch_alert_by_email")
+    text = text_of(message)
+    assert (message["Subject"], message["To"]) == (
+        "Scored: mlbatch_alert_by_email",
+        "data-team@example.com",
+    )
+    assert "carefulService 1.0:\n   3 of 32 records failed" in text
+    assert len(re.findall(r"<li>record \d+: ValueError: .* at most 5\.0", text)) == 3
+    assert PAGE in text
+    mail.messages.clear()
+    code = (
+        "import runpy, sys\n"
+        "dag = runpy.run_path(sys.argv[1])['dag']\n"
+        "print(dag.test(run_conf={'max_failed_records': 0, 'to': 'me@example.com'}).state)\n"
+    )
+    (file,) = (file for file in FILES if file.stem == "mlbatch_alert_by_email")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file)],
+        env=ran.environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip().splitlines()[-1] == "failed", done.stderr[-4000:]
+    (message,) = mail.about("mlbatch_alert_by_email")
+    text = text_of(message)
+    assert (message["Subject"], message["To"]) == (
+        "Scoring failed: mlbatch_alert_by_email",
+        "me@example.com",
+    )
+    assert "max_failed_records" in text
+    assert PAGE in text
+
+
+def test_deadline_alert(ran: Ran, mail: MailServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = parquet.read_table(ran.data / "scored" / "deadline" / "scores.parquet")
+    assert table.num_rows == 32
+    if not AIRFLOW_V_3_1_PLUS:
+        pytest.skip("Airflow 3.0 has no deadlines")
+    from airflow.sdk.definitions.deadline import DeadlineReference
+    from airflow.triggers.callback import CallbackTrigger
+
+    from dags_examples import mlbatch_deadline_alert
+
+    found: Any = mlbatch_deadline_alert.dag.deadline
+    (alert,) = found if isinstance(found, list) else [found]
+    assert alert.interval == timedelta(hours=1)
+    assert alert.reference == DeadlineReference.DAGRUN_QUEUED_AT
+    # As the scheduler hands it to the triggerer when the deadline is missed.
+    run = {"dag_id": "mlbatch_deadline_alert", "dag_run_id": "manual__<1>"}
+    context = {"dag_run": run, "deadline": {"id": "7", "deadline_time": "2026-12-01T12:00:00"}}
+    trigger = CallbackTrigger(alert.callback.path, {**alert.callback.kwargs, "context": context})
+    monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", mail.connection)
+
+    async def fire() -> list[Any]:
+        return [event.payload["state"] async for event in trigger.run()]
+
+    assert asyncio.run(fire()) == ["running", "success"]
+    (message,) = mail.about("mlbatch_deadline_alert")
+    assert message["Subject"] == "Scores are late: mlbatch_deadline_alert"
+    text = text_of(message)
+    assert "Run manual__&lt;1&gt; of mlbatch_deadline_alert has no scores yet" in text
+    assert "They were due at 2026-12-01T12:00:00" in text
 
 
 def test_every_example_was_looked_at() -> None:
