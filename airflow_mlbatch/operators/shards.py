@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
-from airflow_mlbatch.errors import InputError, RecordsFailedError
+from airflow_mlbatch.errors import BatchError, InputError, RecordsFailedError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import airflow_errors
 from airflow_mlbatch.links import note_table
@@ -412,6 +412,11 @@ class DatasetCommitOperator(BaseOperator):
 
     def _plan(self, context: Context) -> list[dict[str, Any]]:
         plan = context["ti"].xcom_pull(task_ids=self.plan_task_id)
+        if plan is None:
+            raise BatchError(
+                f"plan_task_id: found None from {self.plan_task_id}, expected its plan. Has the task "
+                "been cleared? Then the next attempt finds the new plan"
+            )
         if not isinstance(plan, list):
             raise InputError(f"plan_task_id: found {plan!r:.80} from {self.plan_task_id}")
         return plan
@@ -422,7 +427,13 @@ class DatasetCommitOperator(BaseOperator):
         if isinstance(pulled, Mapping):
             pulled = [pulled]
         # Also of instances that are gone: a run that is cleared may plan fewer shards than before.
-        return [dict(part) for part in pulled or () if part and part["shard"] < shards]
+        parts = [dict(part) for part in pulled or () if part and part["shard"] < shards]
+        if len(parts) < shards:
+            raise BatchError(
+                f"parts_task_id: found {len(parts):,} parts from {self.parts_task_id}, expected "
+                f"{shards:,}. Has the task of a shard been cleared? Then the next attempt finds its part"
+            )
+        return parts
 
     def _judge(
         self, policy: FailurePolicy, parts: Sequence[Mapping[str, Any]], row_count: int

@@ -23,7 +23,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 from airflow.sdk import DAG, task_group
 
-from airflow_mlbatch.errors import InputError
+from airflow_mlbatch.errors import BatchError, InputError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.operators import BatchDeleteOperator
 from airflow_mlbatch.operators.shards import (
@@ -556,8 +556,26 @@ def test_commit_wants_a_plan(context: dict[str, Any], tmp_path: Path) -> None:
         parts_task_id="write",
         plan_task_id="plan",
     )
-    with pytest.raises(AirflowFailException, match="plan_task_id: found None from plan"):
+    # Its task may have been cleared: the next attempt finds the plan.
+    with pytest.raises(BatchError, match="plan_task_id: found None from plan"):
         operator.execute(context)
+    context["ti"].pushed["return_value"] = "something else"
+    with pytest.raises(
+        AirflowFailException, match="plan_task_id: found 'something else' from plan"
+    ):
+        operator.execute(context)
+
+
+def test_commit_waits_for_the_part_of_a_cleared_shard(
+    context: dict[str, Any], hook: MLBatchHook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_csv(tmp_path, {"x": list(range(7))})
+    planned = plan(tmp_path, records_per_batch=3).execute(context)
+    told = write_shards(context, hook, tmp_path, planned)
+    with pytest.raises(BatchError, match="found 2 parts from .*, expected 3"):
+        commit(context, monkeypatch, tmp_path, planned, told[:2])
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+    assert commit(context, monkeypatch, tmp_path, planned, told)["rows"] == 7
 
 
 def test_commit_passes_over_shards_of_an_earlier_plan(
