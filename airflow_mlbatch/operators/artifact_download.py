@@ -10,6 +10,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_mlbatch.errors import InputError, ReplyTooLargeError
 from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks.latest_version import settle_version
 from airflow_mlbatch.hooks.outcomes import airflow_errors, completed, reading_of_another_task
 from airflow_mlbatch.hooks.task_fate import can_be_retried
 from airflow_mlbatch.hooks.timing import Timing
@@ -43,7 +44,7 @@ class ArtifactDownloadOperator(BaseOperator):
     ``base64``) and ``content``.
 
     :param service_name: a published service
-    :param service_version: its version
+    :param service_version: its version; ``latest`` for that of the run
     :param execution_id: a complete batch
     :param indexes: zero-based places of the records; all unless given
     :param file_names: names or globs (``*.png``); all files unless given
@@ -114,6 +115,7 @@ class ArtifactDownloadOperator(BaseOperator):
             hook = MLBatchHook(
                 self.mlbatch_conn_id, max_connections=connections, timing=self.timing
             )
+            settle_version(self, context, hook)
             self.linked_execution_id = checked_id(self.execution_id)
             note_batch(context, self)
             try:

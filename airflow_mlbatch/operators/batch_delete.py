@@ -9,6 +9,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks.latest_version import settle_version
 from airflow_mlbatch.hooks.outcomes import airflow_errors
 from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.links import is_id
@@ -28,7 +29,7 @@ class BatchDeleteOperator(BaseOperator):
     that this attempt deleted.
 
     :param service_name: a published service
-    :param service_version: its version
+    :param service_version: its version; ``latest`` for that of the run
     :param execution_ids: one id, or a list of ids; ``None`` in the list (a batch that was never
         started) is passed over
     :param score_task_ids: the task of this run that started batches, or a list of them: theirs are
@@ -73,6 +74,7 @@ class BatchDeleteOperator(BaseOperator):
         hook = MLBatchHook(self.mlbatch_conn_id, timing=self.timing)
         deleted = []
         with airflow_errors():
+            settle_version(self, context, hook)
             ids = [*self._ids(), *self._ids_of_tasks(context), *self._ids_of_orphans(hook, context)]
             for execution_id in dict.fromkeys(ids):
                 if hook.cancel_batch(self.service_name, self.service_version, execution_id):

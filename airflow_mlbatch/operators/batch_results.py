@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow_mlbatch.batch_task import BatchTask, owner_of
 from airflow_mlbatch.errors import InputError, NoBatchError, RecordsFailedError
 from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks.latest_version import settle_version
 from airflow_mlbatch.hooks.outcomes import completed, reading_of_another_task
 from airflow_mlbatch.hooks.task_fate import can_be_retried
 from airflow_mlbatch.links import BatchExecutionLink, is_id, note_batch
@@ -99,7 +100,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
     a templated or a mapped one give ``outlets=[AssetAlias(…)]``.
 
     :param service_name: a published service
-    :param service_version: its version
+    :param service_version: its version; ``latest`` for that of the run
     :param execution_id: a complete batch; ``None`` for an ``input_path`` without rows, for which
         ``on_empty="succeed"`` has started none
     :param output_path: a file to write, anywhere that Airflow's ``ObjectStoragePath`` reaches
@@ -233,6 +234,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         ):
             policy = FailurePolicy(self.max_failed_records)
             self._check()
+            settle_version(self, context, self.hook)
             most = as_whole_number("max_xcom_records", self.max_xcom_records)
             has_batch = self._has_batch()
             if has_batch:

@@ -24,6 +24,7 @@ from airflow_mlbatch.errors import (
     MLBatchError,
 )
 from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks.latest_version import settle_version
 from airflow_mlbatch.hooks.outcomes import completed, status_of_event
 from airflow_mlbatch.links import BatchExecutionLink, note_batch
 from airflow_mlbatch.links.batch_note import STARTED_KEY
@@ -80,7 +81,8 @@ class BatchScoreOperator(BatchTask, BaseOperator):
     there a retry starts the batch again.
 
     :param service_name: a published service
-    :param service_version: its version
+    :param service_version: its version; ``latest`` for the one that was published last when the run
+        first asked, which all its tasks and their retries keep to
     :param records: a list of dicts, a dict of equally long columns, or a pandas DataFrame
     :param input_path: a CSV, TSV, Parquet or JSON Lines file, anywhere that Airflow's
         ``ObjectStoragePath`` reaches
@@ -200,6 +202,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         self._begin(context["ti"])
         with self._errors(), self._summarised(context):
             self._check()
+            settle_version(self, context, self.hook)
             siblings = self._siblings(context)
             self._tell_what_was_left(context, siblings)
             body, count = self._encode()
@@ -232,6 +235,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             return self.execute(context)
         self._begin(context["ti"])
         with self._errors(), self._summarised(context):
+            settle_version(self, context, self.hook)
             if isinstance(event, dict) and isinstance(event.get("execution_id"), str):
                 # First, because the link is stored again at the end, also where the task fails.
                 self._running(event["execution_id"])
@@ -262,6 +266,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         self._begin(context["ti"])
         with self._errors(), self._summarised(context):
             self._check()
+            settle_version(self, context, self.hook)
             self._running(note["execution_id"])
             now = time.time()
             # Which limit it was is not handed on: where it is not the task's, it is the attempt's.

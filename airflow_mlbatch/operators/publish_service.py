@@ -10,6 +10,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_mlbatch.errors import ServiceExistsError
 from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks.latest_version import check_own_name
 from airflow_mlbatch.hooks.outcomes import airflow_errors
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class PublishServiceOperator(BaseOperator):
         store: Any = context.get("task_state_store")
         named = f"service {self.service_name!r} version {self.service_version!r}"
         with airflow_errors():
+            check_own_name(self.service_version)
             deployment = self._deployment()
             note = [hook.url, self.service_name, self.service_version, _digest(deployment)]
             is_noted = store is not None and store.get(STORE_KEY) == note

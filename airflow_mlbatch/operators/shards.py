@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import BaseOperator, conf
 
 from airflow_mlbatch.errors import BatchError, InputError, RecordsFailedError
 from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks.latest_version import settle_version
 from airflow_mlbatch.hooks.outcomes import airflow_errors
 from airflow_mlbatch.links import note_table
 from airflow_mlbatch.operators.assets import emit, with_outlet
@@ -50,7 +51,7 @@ class ShardPlanOperator(BaseOperator):
     the same for all.
 
     :param service_name: a published service
-    :param service_version: its version
+    :param service_version: its version; ``latest`` for that of the run
     :param input_path: the table
     :param input_conn_id: the connection of its storage
     :param input_format: its format, where the name does not tell
@@ -154,7 +155,9 @@ class ShardPlanOperator(BaseOperator):
                 self.log.info("%s", judge_empty(self.on_empty, self.input_path))
             most = conf.getint("core", "max_map_length", fallback=_DEFAULT_MAP_LENGTH)
             shards = plan_shards(row_count, size, most)
-            types = self._check_columns(table, row_count)
+            hook = MLBatchHook(self.mlbatch_conn_id)
+            settle_version(self, context, hook)
+            types = self._check_columns(hook, table, row_count)
             self._take_back()
         note_table(context, self, rows=row_count, shards=len(shards))
         self.log.info("planned %s shards of %s rows", f"{len(shards):,}", f"{row_count:,}")
@@ -188,12 +191,13 @@ class ShardPlanOperator(BaseOperator):
                 f"rejects_path: found {str(self.rejects_path)!r:.200}, expected a folder of its own"
             )
 
-    def _check_columns(self, table: InputTable, row_count: int) -> dict[str, TypeName]:
+    def _check_columns(
+        self, hook: MLBatchHook, table: InputTable, row_count: int
+    ) -> dict[str, TypeName]:
         """A column that is not there is one clear error here, not one for each shard.
 
         :return: the types of the kept columns, the same for each shard
         """
-        hook = MLBatchHook(self.mlbatch_conn_id)
         service = hook.get_service(self.service_name, self.service_version)
         table.check_inputs(service.inputs, row_count)
         return self._check_writable(table, service)
@@ -373,6 +377,7 @@ class DatasetCommitOperator(BaseOperator):
         hook = MLBatchHook(self.mlbatch_conn_id)
         with airflow_errors():
             policy = FailurePolicy(self.max_failed_records)
+            settle_version(self, context, hook)
             plan = self._plan(context)
             parts = self._parts(context, len(plan))
             row_count = plan[-1]["shard"]["stop"] if plan else 0

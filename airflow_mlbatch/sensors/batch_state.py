@@ -25,6 +25,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_mlbatch.batch_task import BatchTask
 from airflow_mlbatch.errors import BatchFailedError, BatchTimeoutError, MLBatchError
 from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks.latest_version import settle_version
 from airflow_mlbatch.hooks.outcomes import (
     airflow_errors,
     completed,
@@ -60,7 +61,7 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
     are read.
 
     :param service_name: a published service
-    :param service_version: its version
+    :param service_version: its version; ``latest`` for that of the run
     :param execution_id: what :class:`~airflow_mlbatch.operators.BatchScoreOperator` returned
     :param mlbatch_conn_id: connection of type ``mlbatch``
     :param deferrable: wait in the triggerer instead of on a worker
@@ -120,6 +121,7 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
         """
         with self._errors():
             if not self.linked_execution_id:
+                settle_version(self, context, self.hook)
                 self._link_to(self.execution_id)
                 note_batch(context, self)
             deadline = self._deadline(context)
@@ -164,6 +166,7 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
         self._begin(context["ti"])
         try:
             with self._errors(limited_by):
+                settle_version(self, context, self.hook)
                 # First, because the link is stored again at the end, also where the task fails.
                 self._link_to(self.execution_id)
                 self.execution_id, status = status_of_event(event)

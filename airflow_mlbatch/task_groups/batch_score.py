@@ -39,7 +39,8 @@ class BatchScoreTaskGroup(TaskGroup):
 
     :param group_id: name of the group
     :param service_name: a published service; as the next, also from ``default_args``
-    :param service_version: its version
+    :param service_version: its version; ``latest`` for the one that was published last when the run
+        first asked: all shards and their retries keep to that
     :param input_path: the table
     :param input_conn_id: the connection of the table's storage
     :param input_format: of the table, where its name does not tell

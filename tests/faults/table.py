@@ -26,6 +26,7 @@ from airflow_mlbatch.errors import (
     NoBatchError,
     RejectedError,
     ReplyTooLargeError,
+    ServiceExistsError,
     ServiceNotFoundError,
     SubmissionUnknownError,
     UnavailableError,
@@ -33,6 +34,7 @@ from airflow_mlbatch.errors import (
 )
 from airflow_mlbatch.protocol.flows import Flows, Policy
 from airflow_mlbatch.protocol.messages import Flow
+from airflow_mlbatch.protocol.publications import Publication
 from airflow_mlbatch.protocol.services import Parameter
 from tests.faults.server import Act, Answer, HangUp, Reset, Silence, as_json
 from tests.faults.talk import START
@@ -59,6 +61,7 @@ class Path(Enum):
     POLL = "poll"
     RESULTS = "results"
     ARTIFACT = "artifact"
+    PUBLICATION = "publication"
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def _call(flows: Flows) -> Flow[Any]:
     return call()
 
 
+PUBLICATION = Publication(code="answer = hp", runtime_type="Python")
 COMPLETE = as_json(_batch("Complete", 3, 3))
 _BATCH = f"/api/{SERVICE}/{VERSION}/batch"
 SCENES: Mapping[Path, Scene] = {
@@ -154,6 +158,13 @@ SCENES: Mapping[Path, Scene] = {
         ),
         Answer(200, b"a picture"),
         b"a picture",
+    ),
+    Path.PUBLICATION: Scene(
+        "POST",
+        f"/services/{SERVICE}/{VERSION}",
+        lambda flows: flows.publish_service(SERVICE, VERSION, PUBLICATION, {}),
+        as_json(VERSION, 201),
+        False,
     ),
 }
 READING = (Path.CALL, Path.POLL, Path.RESULTS, Path.ARTIFACT)
@@ -200,6 +211,7 @@ class Fault:
     :param note: what a reader should know besides
     :param read_timeout: seconds to wait for the next bytes; short where a test waits for its end
     :param small_seconds: most time of a small exchange, likewise
+    :param is_published: whether a publication that meets it is carried out all the same
     """
 
     name: str
@@ -209,6 +221,7 @@ class Fault:
     note: str = ""
     read_timeout: float = 10.0
     small_seconds: float = 10.0
+    is_published: bool = False
 
 
 def _everywhere(act: Act) -> Callable[[Path, Answer], Act]:
@@ -224,7 +237,13 @@ def _reading(error: type[MLBatchError], text: str, *, tries: int = TRIES) -> dic
 
 def _lost(text: str) -> dict[Path, Cell]:
     unknown = Cell(SubmissionUnknownError, f"{text}; the batch may have been started, or not")
-    return {**_reading(ConnectionLostError, text), Path.SUBMISSION: unknown}
+    # It was looked for, and is not there.
+    publication = Cell(ConnectionLostError, text)
+    return {
+        **_reading(ConnectionLostError, text),
+        Path.SUBMISSION: unknown,
+        Path.PUBLICATION: publication,
+    }
 
 
 def _refused(error: type[MLBatchError], text: str) -> dict[Path, Cell]:
@@ -248,13 +267,18 @@ def _busy(status: int) -> dict[Path, Cell]:
         submission = Cell(
             SubmissionUnknownError, f"{text}; the batch may have been started, or not"
         )
-    return {**_reading(UnavailableError, text), Path.SUBMISSION: submission}
+    return {
+        **_reading(UnavailableError, text),
+        Path.SUBMISSION: submission,
+        Path.PUBLICATION: Cell(UnavailableError, text),
+    }
 
 
 def _slowed(text: str) -> dict[Path, Cell]:
     """429: nothing was done, so that all paths try again."""
     cells = _reading(UnavailableError, text, tries=2)
-    return {**cells, Path.SUBMISSION: Cell(UnavailableError, text, 2, is_retried=True)}
+    cell = Cell(UnavailableError, text, 2, is_retried=True)
+    return {**cells, Path.SUBMISSION: cell, Path.PUBLICATION: cell}
 
 
 def _message(words: str, status: int) -> Answer:
@@ -306,6 +330,7 @@ _SOON = [("Retry-After", "3")]
 _SOON_AS_DATE = [("Retry-After", "Tue, 14 Nov 2023 22:13:23 GMT")]
 assert START == 1_700_000_000
 
+_NOT_201 = "reply to a publication: found status 200, expected 201"
 _FOUND_NOTHING = "expected JSON (Input data was truncated)"
 
 FAULTS: Sequence[Fault] = (
@@ -350,6 +375,7 @@ FAULTS: Sequence[Fault] = (
             Path.SUBMISSION: Cell(None),
             Path.RESULTS: Cell(None),
             Path.ARTIFACT: Cell(None),
+            Path.PUBLICATION: Cell(None),
         },
         note="Small exchanges have a time limit; long ones are read as long as bytes come.",
         small_seconds=0.2,
@@ -397,6 +423,7 @@ FAULTS: Sequence[Fault] = (
                 Path.SUBMISSION: "reply to the start of a batch: expected JSON",
                 Path.POLL: "batch document: it ends too early",
                 Path.RESULTS: "batch document: it ends too early",
+                Path.PUBLICATION: _NOT_201,
             }
         ),
     ),
@@ -421,6 +448,7 @@ FAULTS: Sequence[Fault] = (
                 Path.SUBMISSION: f"reply to the start of a batch: {_PAGE}",
                 Path.POLL: "batch document: expected an object, found <!DOCTYPE html>",
                 Path.RESULTS: "batch document: expected an object, found <!DOCTYPE html>",
+                Path.PUBLICATION: _NOT_201,
             }
         ),
     ),
@@ -540,6 +568,7 @@ FAULTS: Sequence[Fault] = (
             Path.SUBMISSION: Cell(ContractError, "only reading requests are sent on"),
             Path.POLL: Cell(ContractError, "found <!DOCTYPE html>", 2, is_retried=True),
             Path.RESULTS: Cell(ContractError, "found <!DOCTYPE html>"),
+            Path.PUBLICATION: Cell(ContractError, "only reading requests are sent on"),
         },
         note="Reading requests are sent on; the token stays with the host it was made for.",
     ),
@@ -548,6 +577,30 @@ FAULTS: Sequence[Fault] = (
         _restarted,
         {path: Cell(None, requests=4) for path in READING},
         note="A reset, a 503, a 401 for the token of before, then well.",
+    ),
+    Fault(
+        "409",
+        _everywhere(_message("it is there already", 409)),
+        {
+            Path.PUBLICATION: Cell(
+                ServiceExistsError, "is published already: publish another version"
+            )
+        },
+        note="Somebody else has published the version at the same moment.",
+    ),
+    Fault(
+        "connection reset after the service was published",
+        _everywhere(Reset()),
+        {Path.PUBLICATION: Cell(None)},
+        note="The version is looked for, recognised by its snapshot or its code, and not sent again.",
+        is_published=True,
+    ),
+    Fault(
+        "502 after the service was published",
+        _everywhere(_message("the server is busy", 502)),
+        {Path.PUBLICATION: Cell(None)},
+        note="Likewise.",
+        is_published=True,
     ),
 )
 
@@ -567,7 +620,16 @@ def script(fault: Fault, path: Path, *, passes: bool) -> dict[str, list[Act]]:
         "POST /login/refreshToken": [fault.renewal],
         "GET /sign-in": [Answer(200, PAGE, [("Content-Type", "text/html")])],
         f"{scene.method} {scene.target}": [*played, scene.good] if passes else played,
+        **(_looks_for_the_service(fault) if path is Path.PUBLICATION else {}),
     }
+
+
+def _looks_for_the_service(fault: Fault) -> dict[str, list[Act]]:
+    """A publication asks first whether the version is there, and after a lost reply once more."""
+    found = {"name": SERVICE, "version": VERSION, "code": PUBLICATION.code}
+    absent = _message("web service not found", 404)
+    looks = [absent, as_json([found])] if fault.is_published else [absent]
+    return {f"GET /services/{SERVICE}/{VERSION}": looks}
 
 
 # --- the page ------------------------------------------------------------------------------------
@@ -593,6 +655,10 @@ The numbers of requests are those of the tests' policy: repeats for five seconds
 0, 0.5, 1.5 and 3.5 seconds), and two failing polls in a row. In use the defaults are two minutes,
 with jitter, and ten polls. A sensor, in every mode, and a task that defers poll once before they
 watch, and forgive that poll, too.
+
+A publication asks first whether the version is there. What is counted is the request that publishes.
+When its reply is lost or cannot be read, the version is looked for and recognised by what was sent; it
+is never sent twice. A retry of `PublishServiceOperator` recognises it, too.
 """
 
 

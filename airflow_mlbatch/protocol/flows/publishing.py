@@ -9,6 +9,7 @@ import msgspec
 
 from airflow_mlbatch.errors import (
     ConnectionLostError,
+    ContractError,
     MLBatchError,
     RejectedError,
     ServiceExistsError,
@@ -169,18 +170,23 @@ class PublishingFlows(ServiceFlows):
         self, route: Route, service_name: str, service_version: str, publication: Publication
     ) -> Flow[None]:
         try:
-            yield from self._call(
+            reply = yield from self._call(
                 route,
                 of_service(service_name, service_version),
                 body=write_publication(publication),
                 # The server may load the service before it answers.
                 is_small=False,
             )
+            if reply.status != route.success:
+                # A page of whatever stands in between, for example.
+                raise ContractError(
+                    f"reply to a publication: found status {reply.status}, expected {route.success}"
+                )
         except RejectedError as error:
             if error.status == _CONFLICT:
                 raise _exists(service_name, service_version) from error
             raise
-        except (ConnectionLostError, UnavailableError) as error:
+        except (ConnectionLostError, ContractError, UnavailableError) as error:
             # The server may have done it, or may be doing it.
             if route is not routes.PUBLISH_VERSION or not (
                 yield from self._has_arrived(service_name, service_version, publication, error)
@@ -196,7 +202,8 @@ class PublishingFlows(ServiceFlows):
     ) -> Flow[bool]:
         """Look for a while whether a publication whose reply was lost became true."""
         yield Report(None, str(error))
-        until = (yield Now()) + self._policy.repeat_seconds
+        # A reply that cannot be read has been given: there is nothing to wait for.
+        until = (yield Now()) + (0.0 if error.is_permanent else self._policy.repeat_seconds)
         while True:
             try:
                 found = yield from self.get_service(service_name, service_version)

@@ -8,6 +8,7 @@ from typing import Any
 
 from airflow.sdk import DAG, AssetAlias, task
 
+from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.operators import (
     ArtifactDownloadOperator,
     BatchDeleteOperator,
@@ -63,6 +64,36 @@ large("refused", "picky", max_failed_records="2", **POLICY)
 large("crowded", "picky", max_failed_records=2, **POLICY)
 for decision in ("skip", "fail", "succeed"):
     large(f"empty_{decision}", "double", on_empty=decision, cleanup=True)
+
+
+@task
+def publish(version: str) -> None:
+    """Versions tell what they are: the answer is their number."""
+    number = {"inputs": {"x": "numeric"}, "outputs": {"y": "numeric"}}
+    MLBatchHook().publish_service("sharded", version, code=f"y = {version}.0", **number)
+
+
+with DAG("latest_in_shards", schedule=None) as latest_in_shards:
+    first = publish.override(task_id="first")("1")
+    group = BatchScoreTaskGroup(
+        "table",
+        service_name="sharded",
+        service_version="latest",
+        input_path=f"{TABLES}/in.csv",
+        output_path=f"{TABLES}/out",
+        format="csv",
+        records_per_batch=2,
+        poll_interval=0.1,
+        cleanup=True,
+        task_args=RETRIES,
+    )
+    first >> group
+    # When the run has planned, and before the first shard is scored.
+    plan, score_shard = (
+        latest_in_shards.get_task(f"table.{name}") for name in ("plan", "shards.score")
+    )
+    plan >> publish.override(task_id="second")("2") >> score_shard
+DAGS["latest_in_shards"] = latest_in_shards
 
 NAMED = {"service_name": "double", "service_version": "1"}
 
