@@ -14,10 +14,13 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
 
 from airflow.providers.common.compat.sdk import BaseHook, Connection
 
 from airflow_mlbatch.errors import LineError, MLBatchError
+from airflow_mlbatch.hooks.batch import Batch, is_path
+from airflow_mlbatch.hooks.locations import location
 from airflow_mlbatch.hooks.lookup import look_up
 from airflow_mlbatch.hooks.publishing import PublishingMethods
 from airflow_mlbatch.hooks.settings import DEFAULT_PORT, Settings, read_settings
@@ -248,10 +251,16 @@ class MLBatchHook(PublishingMethods, BaseHook):
     def encode_records(
         self, service_name: str, service_version: str, records: Any
     ) -> tuple[bytes, int]:
-        """Check and cast records; returns the body that starts a batch, and their number."""
+        """Check and cast records, or a table by its path; returns the body that starts a batch, and
+        their number."""
+        inputs = self.get_service(service_name, service_version).inputs
+        if is_path(records):
+            from airflow_mlbatch.datasets.readers import encode_inputs
+
+            return encode_inputs(location(records), inputs)
         from airflow_mlbatch.protocol.records import encode_records
 
-        return encode_records(self.get_service(service_name, service_version).inputs, records)
+        return encode_records(inputs, records)
 
     def start_batch(
         self,
@@ -267,8 +276,9 @@ class MLBatchHook(PublishingMethods, BaseHook):
 
         The request is not sent again once the server may have it, unless the server knows its key.
 
-        :param records: a list of dicts, a dict of equally long columns, or a pandas DataFrame; only
-            declared inputs go out, cast to their declared types
+        :param records: a list of dicts, a dict of equally long columns, a pandas DataFrame, or the path
+            of a table (CSV, TSV, Parquet, JSON Lines, anywhere that ``ObjectStoragePath`` reaches);
+            only declared inputs go out, cast to their declared types
         :param parallel_count: how many records the server may score at once
         :param idempotency_key: names this batch; a server that knows keys starts it only once
         :param server_knows_keys: whether :meth:`find_batch_executions` has said so; then a lost
@@ -314,6 +324,43 @@ class MLBatchHook(PublishingMethods, BaseHook):
                 before_send=before_send,
             )
         )
+
+    def score(
+        self,
+        service_name: str,
+        service_version: str,
+        records: Any,
+        parallel_count: int = PARALLEL_COUNT,
+    ) -> Batch:
+        """Start the scoring of records, and return the batch as an object, for notebooks.
+
+        On a server that knows idempotency keys the batch is started once, also where a reply is lost.
+
+        :param records: as :meth:`start_batch` takes them; ``to_frame()`` of the batch has their columns
+        :param parallel_count: how many records the server may score at once
+        :raises RecordError: a value does not fit; nothing was sent
+        :raises SubmissionUnknownError: the line was lost on the way, and the server knows no keys
+        """
+        key = f"notebook-{uuid4().hex}"
+        _, knows_keys = self.find_batch_executions(service_name, service_version, key)
+        execution_id = self.start_batch(
+            service_name,
+            service_version,
+            records,
+            parallel_count,
+            idempotency_key=key,
+            server_knows_keys=knows_keys,
+        )
+        return Batch(self, service_name, service_version, execution_id, inputs=records)
+
+    def batch(
+        self, service_name: str, service_version: str, execution_id: str, *, inputs: Any = None
+    ) -> Batch:
+        """A batch by its id as an object, for example after the kernel of a notebook was restarted.
+
+        :param inputs: what was scored, for the columns of ``to_frame()``: the path of a table, or records
+        """
+        return Batch(self, service_name, service_version, execution_id, inputs=inputs)
 
     def list_batch_executions(self, service_name: str, service_version: str) -> list[str]:
         """Ids of the executions that the server keeps for a service, running and finished."""

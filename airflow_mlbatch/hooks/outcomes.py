@@ -109,13 +109,15 @@ def event_of(execution_id: str, outcome: BatchStatus | MLBatchError) -> dict[str
             **summary(execution_id, outcome),
             "message": outcome.message,
         }
-    event = {
+    event: dict[str, Any] = {
         "status": "error",
         "execution_id": execution_id,
         "error": type(outcome).__name__,
         "message": str(outcome),
         "is_permanent": outcome.is_permanent,
     }
+    if isinstance(outcome, AnswerError):
+        event["http_status"] = outcome.status
     if isinstance(outcome, RecordsFailedError):
         event.update(failures=list(outcome.failures), counts=outcome.counts)
     return event
@@ -147,6 +149,8 @@ def _error_of(event: dict[str, Any]) -> MLBatchError:
     if kind is RecordsFailedError:
         return _records_failed(event)
     if isinstance(kind, type) and issubclass(kind, MLBatchError):
+        if issubclass(kind, AnswerError):
+            return kind(event["message"], int(event.get("http_status") or 0))
         try:
             return kind(event["message"])
         except TypeError:
