@@ -186,7 +186,10 @@ def sensor(mode: str) -> Callable[[dict[str, Any]], Any]:
 
 def score(**kwargs: Any) -> Callable[[dict[str, Any]], Any]:
     def make() -> BatchScoreOperator:
-        return BatchScoreOperator(task_id="score", **NAMED, records=RECORDS, **kwargs)
+        # Reading the failed records at the end is a conversation of its own.
+        return BatchScoreOperator(
+            task_id="score", **NAMED, records=RECORDS, report_failures=False, **kwargs
+        )
 
     return lambda context: run_to_its_end(make, context)  # type: ignore[arg-type]
 
