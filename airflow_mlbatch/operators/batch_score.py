@@ -100,6 +100,8 @@ class BatchScoreOperator(BatchTask, BaseOperator):
     :param poll_interval: seconds (or a ``timedelta``) between polls while waiting
     :param timeout: seconds (or a ``timedelta``) from the submission, across retries, until the batch
         is cancelled and the task fails; ``None`` for no limit
+    :param cancel_on_timeout: cancel the batch when ``timeout`` passes; otherwise it goes on without the
+        task
     :param max_failed_records: fail the task when more records failed: a count, or a fraction of the
         records; ``None`` judges nothing. Needs ``wait_for_completion``
     :param stop_early: cancel the batch and fail as soon as partial results show more failed records
@@ -153,6 +155,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         poll_interval: float | timedelta = 30.0,
         timeout: float | timedelta | None = None,
+        cancel_on_timeout: bool = True,
         max_failed_records: float | None = None,
         stop_early: bool = False,
         report_failures: bool = True,
@@ -179,6 +182,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         self.deferrable = deferrable
         self.poll_interval = poll_interval
         self.timeout = timeout
+        self.cancel_on_timeout = cancel_on_timeout
         self.max_failed_records = max_failed_records
         self.stop_early = stop_early
         self.report_failures = report_failures
@@ -469,9 +473,11 @@ class BatchScoreOperator(BatchTask, BaseOperator):
     def _give_up(self, error: BatchTimeoutError, limited_by: str) -> None:
         assert self.execution_id is not None
         told = "the batch was cancelled"
-        if limited_by == "execution_timeout" and not self.cancel_on_kill:
-            # On a worker Airflow calls on_kill() then: a retry takes the batch over.
+        # execution_timeout ends as on a worker, where Airflow calls on_kill() then.
+        is_ended = self.cancel_on_timeout if limited_by == "timeout" else self.cancel_on_kill
+        if not is_ended:
             told = "the batch goes on"
+            self.log.warning("execution %s: %s", self.execution_id, told)
         else:
             try:
                 self.hook.cancel_batch(self.service_name, self.service_version, self.execution_id)

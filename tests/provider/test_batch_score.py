@@ -354,6 +354,25 @@ def test_at_the_deadline_the_batch_is_cancelled(
     assert execution_id not in hook.list_batch_executions("slow", "1")
 
 
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_at_the_deadline_the_batch_goes_on_where_cancelling_was_opted_out_of(
+    hook: MLBatchHook,
+    context: dict[str, Any],
+    deferrable: bool,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    limits = {"timeout": 0.3, "cancel_on_timeout": False, "deferrable": deferrable}
+    with pytest.raises(AirflowFailException, match="not complete at the deadline: 0 of 1"):
+        try:
+            slowly(60, **limits).execute(context)
+        except TaskDeferred as deferred:
+            event = fire(deferred.trigger).payload
+            slowly(60, **limits).execute_complete(context, event, **(deferred.kwargs or {}))
+    execution_id = context["ti"].pushed["mlbatch_execution_id"]
+    assert f"execution {execution_id}: the batch goes on" in capfd.readouterr().out
+    assert hook.cancel_batch("slow", "1", execution_id)
+
+
 def test_execution_timeout_leaves_the_batch_to_a_retry_where_cancelling_was_opted_out_of(
     hook: MLBatchHook, context: dict[str, Any]
 ) -> None:
