@@ -18,6 +18,7 @@ from airflow_mlbatch.errors import DatasetError
 __all__ = [
     "MANIFEST_VERSION",
     "Counts",
+    "Origin",
     "manifest_path",
     "table_manifest",
     "write_manifest",
@@ -35,6 +36,20 @@ class Counts:
     failed: int
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What scored the records, and when.
+
+    :param server: base URL of the scoring server, without credentials
+    :param created_at: ISO 8601, from the caller's clock
+    """
+
+    server: str
+    service_name: str
+    service_version: str
+    created_at: str
+
+
 def manifest_path(table: StoragePath) -> StoragePath:
     """Where the manifest of a single table is: beside it, ``{table}.manifest.json``."""
     return table.parent / f"{table.name}.manifest.json"
@@ -43,20 +58,15 @@ def manifest_path(table: StoragePath) -> StoragePath:
 def table_manifest(
     written: WrittenTable,
     counts: Counts,
+    origin: Origin,
     *,
     execution_ids: Sequence[str],
-    server: str,
-    service_name: str,
-    service_version: str,
-    created_at: str,
     first_index: int = 0,
     rejects: WrittenTable | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The manifest of one table, as a JSON object.
 
-    :param server: base URL of the scoring server, without credentials
-    :param created_at: ISO 8601, from the caller's clock
     :param first_index: row of the input that the first row is
     :raises DatasetError: the counts do not add up to the rows of the table
     """
@@ -72,10 +82,7 @@ def table_manifest(
         "files": [file_object(written, first_index)],
         "rejects": None if rejects is None else file_object(rejects),
         "execution_ids": list(execution_ids),
-        "server": server,
-        "service_name": service_name,
-        "service_version": service_version,
-        "created_at": created_at,
+        **asdict(origin),
         **(extra or {}),
     }
 

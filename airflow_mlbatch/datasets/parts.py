@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_mlbatch.datasets import jsonlines, locations
 from airflow_mlbatch.datasets.columns import INDEX_COLUMN
+from airflow_mlbatch.datasets.failures import Failure, FailurePolicy
 from airflow_mlbatch.datasets.formats import named_format, table_format
 from airflow_mlbatch.datasets.kinds import KINDS
 from airflow_mlbatch.datasets.kinds.kind import Kind
@@ -24,6 +25,7 @@ from airflow_mlbatch.datasets.locations import StoragePath
 from airflow_mlbatch.datasets.manifest import (
     MANIFEST_VERSION,
     Counts,
+    Origin,
     columns_object,
     write_manifest,
 )
@@ -39,6 +41,7 @@ __all__ = [
     "MANIFEST_NAME",
     "SUCCESS_NAME",
     "begin_dataset",
+    "judge_parts",
     "part_name",
     "part_object",
     "plan_shards",
@@ -101,6 +104,7 @@ def part_object(
     counts: Counts,
     *,
     execution_ids: Sequence[str] = (),
+    first_failures: Sequence[Failure] = (),
 ) -> dict[str, Any]:
     """What a shard's task tells the one that publishes, as a JSON object.
 
@@ -111,7 +115,26 @@ def part_object(
         **asdict(counts),
         **_of_file(written),
         "execution_ids": list(execution_ids),
+        "first_failures": [failure.as_dict() for failure in first_failures],
     }
+
+
+def judge_parts(
+    policy: FailurePolicy, parts: Sequence[Mapping[str, Any]], row_count: int, *, what: str
+) -> None:
+    """Fail when too many records of a dataset failed.
+
+    :param parts: from :func:`part_object`
+    :param row_count: rows of the input table
+    :param what: the service to name in the error
+    :raises RecordsFailedError: names counts, policy and the first failures
+    """
+    first = [
+        Failure(found["index"], found["error"], found["inputs"])
+        for part in parts
+        for found in part.get("first_failures", ())
+    ]
+    policy.judge(sum(part["failed"] for part in parts), row_count, first, what=what)
 
 
 def _of_file(written: WrittenTable) -> dict[str, Any]:
@@ -136,11 +159,8 @@ def publish_dataset(
     folder: StoragePath,
     parts: Sequence[Mapping[str, Any]],
     row_count: int,
+    origin: Origin,
     *,
-    server: str,
-    service_name: str,
-    service_version: str,
-    created_at: str,
     schema: pa.Schema | None = None,
     format: str = "parquet",
     extra: Mapping[str, Any] | None = None,
@@ -178,10 +198,7 @@ def publish_dataset(
         "columns": ordered[0]["columns"] if ordered else [],
         "files": [_listed_file(part) for part in ordered],
         "execution_ids": [id_ for part in ordered for id_ in part["execution_ids"]],
-        "server": server,
-        "service_name": service_name,
-        "service_version": service_version,
-        "created_at": created_at,
+        **asdict(origin),
         **(extra or {}),
     }
     write_manifest(folder / MANIFEST_NAME, manifest, attempt)

@@ -8,20 +8,104 @@ somebody will want to look at them then.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TypeAlias
 
+from airflow_mlbatch.datasets.destinations import Destination, ScoredTable
 from airflow_mlbatch.datasets.failures import FailureLog, FailurePolicy, RejectsWriter, open_rejects
 from airflow_mlbatch.datasets.locations import StoragePath, remove
-from airflow_mlbatch.datasets.scored import ScoredBatch, ScoredRows
+from airflow_mlbatch.datasets.rows import TableRows
+from airflow_mlbatch.datasets.scored import DataFrames, ScoredBatch, ScoredRows
+from airflow_mlbatch.datasets.tables import InputTable
 from airflow_mlbatch.datasets.writers import TableWriter, WrittenTable, open_table
 from airflow_mlbatch.errors import RecordsFailedError
 from airflow_mlbatch.protocol.results import RecordBlock
+from airflow_mlbatch.protocol.services import Service
 
-__all__ = ["fill_table", "write_results"]
+__all__ = ["ResultsJob", "fill_table", "write_results"]
 
 # Hands over the blocks of a batch, in order, to what it is given.
 ReadResults: TypeAlias = Callable[[Callable[[RecordBlock], None]], None]
+
+
+@dataclass(frozen=True)
+class ResultsJob:
+    """Writes the results of a batch beside the rows that they belong to.
+
+    :param service: declares the inputs and the outputs
+    :param source: the table that was scored; ``None`` where it is not known
+    :param destination: where the results go
+    :param policy: how many records may fail
+    :param data_frames: how outputs of type data.frame are written
+    """
+
+    service: Service
+    source: InputTable | None
+    destination: Destination
+    policy: FailurePolicy
+    data_frames: DataFrames = "auto"
+
+    def check(self) -> None:
+        """What only the service and the table can tell.
+
+        :raises DatasetError: a column is not there, or its name is taken
+        """
+        with self._open_source():
+            pass
+
+    def write(
+        self, read: ReadResults, *, execution_ids: Sequence[str], what: str, attempt: str
+    ) -> ScoredTable:
+        """Write the table and its rejects.
+
+        :param read: reads the results
+        :param execution_ids: the batches that they come from
+        :param what: the execution to name in an error
+        :param attempt: names this piece of work, the same in each of its tries
+        :raises RecordsFailedError, DatasetError: as :func:`write_results`
+        """
+        source, inputs = self.source, self.service.inputs
+        log = FailureLog(None if source is None else source.input_columns(inputs))
+        self.destination.begin()
+        with self._open_source() as (rows, kept):
+            written, rejects = write_results(
+                read,
+                self._scored_rows(rows, kept),
+                self.destination.table,
+                log,
+                self.policy,
+                format=self.destination.format,
+                rejects=self.destination.rejects,
+                manifest=self.destination.manifest,
+                what=what,
+                attempt=attempt,
+            )
+        return ScoredTable(written, rejects, log, list(execution_ids), self._first_index)
+
+    @property
+    def _first_index(self) -> int:
+        return 0 if self.source is None else self.source.first_row
+
+    def _open_source(self) -> AbstractContextManager[tuple[TableRows | None, list[str]]]:
+        if self.source is None:
+            return contextlib.nullcontext((None, []))
+        return self.source.open_scored(
+            self.service, has_rejects=self.destination.rejects is not None
+        )
+
+    def _scored_rows(self, rows: TableRows | None, kept: Sequence[str]) -> ScoredRows:
+        source, kind = self.source, self.destination.format_name
+        return ScoredRows(
+            self.service.outputs,
+            format=kind,
+            rows=rows,
+            kept=kept,
+            first_index=self._first_index,
+            data_frames=self.data_frames,
+            types=None if source is None else source.types_of(kept, self.service.inputs, kind),
+        )
 
 
 def write_results(

@@ -1,4 +1,4 @@
-"""The places that a task's arguments name, each as one value.
+"""What a task's arguments name, each as one value: the table to read, the place for its results.
 
 Law: they are built in ``execute``, once, from arguments as templates have left them. What makes no
 sense is refused here, with the argument's name, before a server is asked.
@@ -6,10 +6,11 @@ sense is refused here, with the argument's name, before a server is asked.
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlbatch.errors import InputError
-from airflow_mlbatch.operators.locations import location
+from airflow_mlbatch.operators.locations import comparable, location, paths_told
 from airflow_mlbatch.operators.rendered import (
     as_columns,
     as_kept_columns,
@@ -19,9 +20,11 @@ from airflow_mlbatch.operators.rendered import (
 )
 
 if TYPE_CHECKING:
+    from airflow_mlbatch.datasets.destinations import DatasetPart, SingleTable
+    from airflow_mlbatch.datasets.manifest import Origin
     from airflow_mlbatch.datasets.tables import InputTable
 
-__all__ = ["input_table"]
+__all__ = ["check_output", "dataset_part", "input_table", "origin_of", "single_table"]
 
 
 def input_table(task: Any) -> InputTable | None:
@@ -63,3 +66,82 @@ def input_table(task: Any) -> InputTable | None:
         tuple(id_columns),
         types,
     )
+
+
+def check_output(task: Any, source: InputTable | None) -> None:
+    """Whether the results have a place of their own, or nothing asks for one.
+
+    :param task: an operator with ``input_path``, ``output_path`` and ``rejects_path``
+    :param source: from :func:`input_table`
+    :raises InputError: two of the paths are the same, or an argument needs an ``output_path``
+    """
+    if task.output_path is None:
+        needing = {
+            "id_columns": source is not None and bool(source.id_columns),
+            "keep_columns": source is not None and isinstance(source.keep_columns, list),
+            "column_types": source is not None and source.column_types != "text",
+            "rejects_path": task.rejects_path is not None,
+        }
+        for name, is_given in needing.items():
+            if is_given:
+                raise InputError(f"{name} needs output_path, the table to be written")
+        return
+    seen: dict[str, str] = {}
+    for name in ("input_path", "output_path", "rejects_path"):
+        path = getattr(task, name)
+        if path is None:
+            continue
+        first = seen.setdefault(comparable(path), name)
+        if first != name:
+            raise InputError(
+                f"{name}: found {str(path)!r:.200}, expected another path than {first}"
+            )
+
+
+def single_table(task: Any) -> SingleTable | None:
+    """The table that a task writes; ``None`` without an ``output_path``.
+
+    :param task: an operator with ``output_path``, ``output_conn_id``, ``format``, ``rejects_path`` and
+        ``rejects_conn_id``
+    :raises InputError, DatasetError: a storage cannot be opened
+    """
+    from airflow_mlbatch.datasets.destinations import SingleTable
+
+    if task.output_path is None:
+        return None
+    return SingleTable(
+        location(task.output_path, task.output_conn_id),
+        task.format,
+        _rejects(task),
+        paths_told(output_path=task.output_path, rejects_path=task.rejects_path),
+    )
+
+
+def dataset_part(task: Any, shard: Any) -> DatasetPart:
+    """The part of a shard that a task writes; the paths of the task are folders.
+
+    :param task: as for :func:`single_table`
+    :param shard: from the plan
+    :raises InputError, DatasetError: a storage cannot be opened
+    """
+    from airflow_mlbatch.datasets.destinations import DatasetPart
+
+    folder = location(task.output_path, task.output_conn_id)
+    return DatasetPart.of_shard(shard, folder, task.format or "parquet", _rejects(task))
+
+
+def origin_of(task: Any, server: str) -> Origin:
+    """What scored the records, and that this is now.
+
+    :param server: the address of the server
+    """
+    from airflow_mlbatch.datasets.manifest import Origin
+
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Origin(server, task.service_name, task.service_version, now)
+
+
+def _rejects(task: Any) -> Any:
+    if task.rejects_path is None:
+        return None
+    return location(task.rejects_path, task.rejects_conn_id)

@@ -7,7 +7,6 @@ the input is there exactly once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf
@@ -18,21 +17,16 @@ from airflow_mlbatch.hooks.latest_version import settle_version
 from airflow_mlbatch.hooks.outcomes import airflow_errors
 from airflow_mlbatch.links import note_table
 from airflow_mlbatch.operators.assets import emit, with_outlet
-from airflow_mlbatch.operators.batch_results import (
-    BatchResultsOperator,
-    Rescored,
-    ScoredTable,
-    attempt_of,
-)
+from airflow_mlbatch.operators.batch_results import BatchResultsOperator, attempt_of
 from airflow_mlbatch.operators.empty import OnEmpty, check_on_empty, judge_empty
 from airflow_mlbatch.operators.locations import comparable, location, paths_told
-from airflow_mlbatch.operators.places import input_table
+from airflow_mlbatch.operators.places import dataset_part, input_table, origin_of
 from airflow_mlbatch.operators.rendered import as_whole_number
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_mlbatch.datasets.failures import FailurePolicy
+    from airflow_mlbatch.datasets.destinations import Destination
     from airflow_mlbatch.datasets.quoting import Quoting
     from airflow_mlbatch.datasets.tables import InputTable
     from airflow_mlbatch.protocol.services import Service
@@ -245,40 +239,9 @@ class ShardResultsOperator(BatchResultsOperator):
         super().__init__(**kwargs)
         self.shard = shard
 
-    def _output(self) -> Any:
-        assert self.output_path is not None
-        return location(self.output_path, self.output_conn_id) / self._part_name()
-
-    def _rejects(self) -> Any:
-        if self.rejects_path is None:
-            return None
-        return location(self.rejects_path, self.rejects_conn_id) / self._part_name()
-
-    def _manifest(self) -> Any:
-        return None
-
-    def _to_table(
-        self, context: Context, service: Service, policy: FailurePolicy, rescored: Rescored
-    ) -> ScoredTable:
-        from airflow_mlbatch.datasets.parts import begin_dataset
-
-        assert self.output_path is not None
-        # A shard that is cleared by itself: its dataset is not complete until it is committed anew.
-        begin_dataset(location(self.output_path, self.output_conn_id))
-        return super()._to_table(context, service, policy, rescored)
-
-    def _part_name(self) -> str:
-        from airflow_mlbatch.datasets.parts import part_name
-
-        return part_name(self.shard["shard"], self.format or "parquet")
-
-    def _published(self, context: Context, table: ScoredTable) -> dict[str, Any]:
-        from airflow_mlbatch.datasets.parts import part_object
-
-        part = part_object(
-            self.shard, table.written, table.counts, execution_ids=table.execution_ids
-        )
-        return {**part, "first_failures": [failure.as_dict() for failure in table.failures.first]}
+    def destination(self) -> Destination:
+        """The part of the shard."""
+        return dataset_part(self, self.shard)
 
 
 class DatasetCommitOperator(BaseOperator):
@@ -370,6 +333,7 @@ class DatasetCommitOperator(BaseOperator):
         from airflow_mlbatch.datasets.failures import FailurePolicy
         from airflow_mlbatch.datasets.parts import (
             MANIFEST_NAME,
+            judge_parts,
             publish_dataset,
             remove_other_parts,
         )
@@ -384,16 +348,17 @@ class DatasetCommitOperator(BaseOperator):
             if self.rejects_path is not None:
                 rejects = location(self.rejects_path, self.rejects_conn_id)
                 remove_other_parts(rejects, {part["name"] for part in parts})
-            self._judge(policy, parts, row_count)
+            try:
+                judge_parts(policy, parts, row_count, what=self.service_name)
+            except RecordsFailedError as error:
+                error.is_permanent = True  # the parts are what they are
+                raise
             folder = location(self.output_path, self.output_conn_id)
             manifest = publish_dataset(
                 folder,
                 parts,
                 row_count,
-                server=hook.url,
-                service_name=self.service_name,
-                service_version=self.service_version,
-                created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                origin_of(self, hook.url),
                 schema=None if plan else self._empty_schema(hook),
                 format=self.format,
                 extra=paths_told(output_path=self.output_path, rejects_path=self.rejects_path),
@@ -439,23 +404,6 @@ class DatasetCommitOperator(BaseOperator):
                 f"{shards:,}. Has the task of a shard been cleared? Then the next attempt finds its part"
             )
         return parts
-
-    def _judge(
-        self, policy: FailurePolicy, parts: Sequence[Mapping[str, Any]], row_count: int
-    ) -> None:
-        from airflow_mlbatch.datasets.failures import Failure
-
-        failures = [
-            Failure(found["index"], found["error"], found["inputs"])
-            for part in parts
-            for found in part.get("first_failures", ())
-        ]
-        failed = sum(part["failed"] for part in parts)
-        try:
-            policy.judge(failed, row_count, failures, what=self.service_name)
-        except RecordsFailedError as error:
-            error.is_permanent = True  # the parts are what they are
-            raise
 
     def _empty_schema(self, hook: MLBatchHook) -> Any:
         """The columns of a dataset without rows: the kept ones, the outputs, and our own."""

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_mlbatch.datasets import parts, readers, scored, writers
-from airflow_mlbatch.datasets.manifest import Counts
+from airflow_mlbatch.datasets.manifest import Counts, Origin
 from airflow_mlbatch.errors import DatasetError
 from airflow_mlbatch.protocol.services import Parameter
 from tests.datasets.blocks import block, read, score
@@ -23,12 +23,7 @@ ANSWER, VECTOR, FRAME = (
     Parameter("v", "vector"),
     Parameter("f", "data.frame"),
 )
-ABOUT: dict[str, Any] = {
-    "server": "http://localhost:12800",
-    "service_name": "s",
-    "service_version": "v1",
-    "created_at": "2024-05-01T00:00:00Z",
-}
+ABOUT = Origin("http://localhost:12800", "s", "v1", "2024-05-01T00:00:00Z")
 
 
 @given(rows=st.integers(0, 10**9), size=st.integers(1, 10**9))
@@ -87,8 +82,8 @@ def make(
 
 def test_publishing_twice_gives_the_same(tmp_path: Path) -> None:
     told = make(tmp_path, 10, 4)
-    first = parts.publish_dataset(tmp_path, told, 10, **ABOUT)
-    assert parts.publish_dataset(tmp_path, told, 10, **ABOUT) == first
+    first = parts.publish_dataset(tmp_path, told, 10, ABOUT)
+    assert parts.publish_dataset(tmp_path, told, 10, ABOUT) == first
     assert (first["rows"], first["succeeded"], len(first["files"])) == (10, 10, 3)
     assert [file["first_index"] for file in first["files"]] == [0, 4, 8]
     assert (tmp_path / "_SUCCESS").read_bytes() == b""
@@ -100,7 +95,7 @@ def test_parts_of_other_runs_go(tmp_path: Path) -> None:
     for name in (".part-00001.parquet.abc.def.part", "notes.txt", "part-1.parquet"):
         (tmp_path / name).write_bytes(b"x")
     told = make(tmp_path, 10, 4)
-    parts.publish_dataset(tmp_path, told, 10, **ABOUT)
+    parts.publish_dataset(tmp_path, told, 10, ABOUT)
     names = [f"part-0000{n}.parquet" for n in range(3)]
     expected = sorted([*names, "_SUCCESS", "manifest.json", "notes.txt", "part-1.parquet"])
     assert sorted(path.name for path in tmp_path.iterdir()) == expected
@@ -108,7 +103,7 @@ def test_parts_of_other_runs_go(tmp_path: Path) -> None:
 
 
 def test_beginning_takes_the_mark_back(tmp_path: Path) -> None:
-    parts.publish_dataset(tmp_path, make(tmp_path, 4, 4), 4, **ABOUT)
+    parts.publish_dataset(tmp_path, make(tmp_path, 4, 4), 4, ABOUT)
     parts.begin_dataset(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["part-00000.parquet"]
     parts.begin_dataset(tmp_path / "not there")
@@ -138,7 +133,7 @@ def test_rows_that_are_missing_or_there_twice(tmp_path: Path, change: Any, words
     told = make(tmp_path, 10, 4)
     change(told)
     with pytest.raises(DatasetError, match=words):
-        parts.publish_dataset(tmp_path, told, 10, **ABOUT)
+        parts.publish_dataset(tmp_path, told, 10, ABOUT)
     assert not (tmp_path / "_SUCCESS").exists()
 
 
@@ -148,12 +143,12 @@ def test_a_part_that_is_gone_or_another(tmp_path: Path) -> None:
     data = first.read_bytes()
     first.unlink()
     with pytest.raises(DatasetError, match=r"found no such part; clear the task of shard 0"):
-        parts.publish_dataset(tmp_path, told, 10, **ABOUT)
+        parts.publish_dataset(tmp_path, told, 10, ABOUT)
     first.write_bytes(data)
     second.write_bytes(data)
     told[1].update(bytes=len(data))
     with pytest.raises(DatasetError, match="found mlbatch_index=0, expected 4"):
-        parts.publish_dataset(tmp_path, told, 10, **ABOUT)
+        parts.publish_dataset(tmp_path, told, 10, ABOUT)
 
 
 @pytest.mark.parametrize("format", ["parquet", "csv", "jsonl"])
@@ -164,8 +159,8 @@ def test_parts_that_had_to_assume_a_type_follow_the_others(tmp_path: Path, forma
         {"v": [None, []], "f": [{"x": [2.5], "y": [None]}, None]},
     ]
     told = make(tmp_path, 6, 2, [VECTOR, FRAME], values, format)
-    published = parts.publish_dataset(tmp_path, told, 6, **ABOUT)
-    again = parts.publish_dataset(tmp_path, told, 6, **ABOUT)
+    published = parts.publish_dataset(tmp_path, told, 6, ABOUT)
+    again = parts.publish_dataset(tmp_path, told, 6, ABOUT)
     assert again == published
     rows = [row for file in published["files"] for row in read(tmp_path / file["name"])]
     assert len({tuple(row) for row in rows}) == 1
@@ -180,7 +175,7 @@ def test_parts_that_had_to_assume_a_type_follow_the_others(tmp_path: Path, forma
 def test_each_part_may_know_what_another_had_to_assume(tmp_path: Path) -> None:
     values = [{"v": [[]], "w": [["a"]]}, {"v": [["b"]], "w": [None]}, {"v": [[]], "w": [["c"]]}]
     outputs = [VECTOR, Parameter("w", "vector")]
-    published = parts.publish_dataset(tmp_path, make(tmp_path, 3, 1, outputs, values), 3, **ABOUT)
+    published = parts.publish_dataset(tmp_path, make(tmp_path, 3, 1, outputs, values), 3, ABOUT)
     table = parquet.read_table([tmp_path / file["name"] for file in published["files"]])
     assert table.column("v").to_pylist() == [[], ["b"], []]
     assert table.column("w").to_pylist() == [["a"], None, ["c"]]
@@ -223,8 +218,8 @@ def test_shards_of_json_lines_may_show_different_types(
 ) -> None:
     told = make_from_lines(tmp_path, lines, format)
     folder = tmp_path / "out"
-    published = parts.publish_dataset(folder, told, 3, **ABOUT)
-    assert parts.publish_dataset(folder, told, 3, **ABOUT) == published
+    published = parts.publish_dataset(folder, told, 3, ABOUT)
+    assert parts.publish_dataset(folder, told, 3, ABOUT) == published
     files = [folder / file["name"] for file in published["files"]]
     rows = [row for path in files for row in read(path)]
     if "csv" in format:
@@ -243,7 +238,7 @@ def test_shards_of_json_lines_may_show_different_types(
 def test_json_lines_of_any_types_stay_json_lines(tmp_path: Path) -> None:
     lines = ['{"a":1}', '{"a":"1"}', '{"a":{"x":[1]}}']
     told = make_from_lines(tmp_path, lines, "jsonl")
-    published = parts.publish_dataset(tmp_path / "out", told, 3, **ABOUT)
+    published = parts.publish_dataset(tmp_path / "out", told, 3, ABOUT)
     texts = [(tmp_path / "out" / file["name"]).read_text() for file in published["files"]]
     assert [json.loads(text)["a"] for text in texts] == [1, "1", {"x": [1]}]
     assert published["columns"][0] == {"name": "a", "type": "json"}
@@ -254,13 +249,13 @@ def test_json_lines_whose_types_no_column_holds(tmp_path: Path, format: str) -> 
     told = make_from_lines(tmp_path, ['{"a":1}', '{"a":null}', '{"a":"1"}'], format)
     words = r"part-00002.*found columns that differ.*'a' \(string, elsewhere int64\).*keep_columns"
     with pytest.raises(DatasetError, match=words):
-        parts.publish_dataset(tmp_path / "out", told, 3, **ABOUT)
+        parts.publish_dataset(tmp_path / "out", told, 3, ABOUT)
 
 
 def test_a_number_that_no_double_holds(tmp_path: Path) -> None:
     told = make_from_lines(tmp_path, [f'{{"a":{2**53 + 1}}}', '{"a":0.5}'], "parquet")
     with pytest.raises(DatasetError, match="part-00000.parquet, column 'a': found values of type"):
-        parts.publish_dataset(tmp_path / "out", told, 2, **ABOUT)
+        parts.publish_dataset(tmp_path / "out", told, 2, ABOUT)
 
 
 def test_parts_whose_columns_contradict_each_other(tmp_path: Path) -> None:
@@ -269,15 +264,15 @@ def test_parts_whose_columns_contradict_each_other(tmp_path: Path) -> None:
     with pytest.raises(
         DatasetError, match=r"part-00001.parquet: found columns that differ.*'v' \("
     ):
-        parts.publish_dataset(tmp_path, told, 4, **ABOUT)
+        parts.publish_dataset(tmp_path, told, 4, ABOUT)
 
 
 def test_an_empty_dataset_has_its_columns(tmp_path: Path) -> None:
     score(tmp_path / "model.parquet", [ANSWER], [])
     schema = parquet.read_schema(tmp_path / "model.parquet")
-    published = parts.publish_dataset(tmp_path / "d", [], 0, schema=schema, **ABOUT)
+    published = parts.publish_dataset(tmp_path / "d", [], 0, ABOUT, schema=schema)
     assert published["rows"] == 0
     assert published["columns"][0] == {"name": "answer", "type": "double"}
     assert parquet.read_table(tmp_path / "d" / "part-00000.parquet").num_rows == 0
-    assert parts.publish_dataset(tmp_path / "e", [], 0, **ABOUT)["files"] == []
+    assert parts.publish_dataset(tmp_path / "e", [], 0, ABOUT)["files"] == []
     assert (tmp_path / "e" / "_SUCCESS").exists()

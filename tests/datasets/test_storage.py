@@ -94,11 +94,8 @@ def test_a_manifest_comes_back(folder: Any) -> None:
     made = manifest.table_manifest(
         written,
         manifest.Counts(3, 2, 1),
+        manifest.Origin("http://localhost:12800", "my service/β", "v1", "2024-05-01T00:00:00Z"),
         execution_ids=["e1"],
-        server="http://localhost:12800",
-        service_name="my service/β",
-        service_version="v1",
-        created_at="2024-05-01T00:00:00Z",
     )
     place = manifest.manifest_path(folder / "t.parquet")
     manifest.write_manifest(place, made)
@@ -121,8 +118,8 @@ def test_a_dataset_is_published(folder: Any) -> None:
         )
         counts = manifest.Counts(size, size, 0)
         told.append(parts.part_object(shard, written, counts, execution_ids=[f"e{shard['shard']}"]))
-    about = {"server": "u", "service_name": "s", "service_version": "v", "created_at": "now"}
-    published = parts.publish_dataset(folder, told[::-1], 5, **about)
+    about = manifest.Origin("u", "s", "v", "now")
+    published = parts.publish_dataset(folder, told[::-1], 5, about)
     names = [parts.part_name(number) for number in range(3)]
     assert locations.file_names(folder) == ["_SUCCESS", "manifest.json", *names]
     assert json.loads((folder / "manifest.json").read_bytes()) == published

@@ -39,7 +39,7 @@ from airflow_mlbatch.errors import (
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.operators import BatchResultsOperator
-from airflow_mlbatch.operators.batch_results import _RESCORING_KEY
+from airflow_mlbatch.operators.rescoring import STORE_KEY
 from tests.provider.airflow_side import FakeStateStore, FakeTaskInstance
 from tests.provider.conftest import connection_to
 from tests.server_process import RunningServer
@@ -873,7 +873,7 @@ def test_a_batch_that_a_dead_attempt_left_is_deleted(
 ) -> None:
     execution_id = flaky_batch(hook, flaky_table)
     left = hook.start_batch("flaky", "1", [{"key": "left", "x": 1.0}])
-    store.set(_RESCORING_KEY, left)
+    store.set(STORE_KEY, left)
     results(
         service_name="flaky",
         execution_id=execution_id,
