@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from airflow_mlbatch import __version__
 from airflow_mlbatch.errors import MLBatchError
@@ -22,9 +22,13 @@ from airflow_mlbatch.prompt.values import checked as _checked
 from airflow_mlbatch.prompt.values import natural as _natural
 from airflow_mlbatch.prompt.values import word as _word
 
+if TYPE_CHECKING:
+    from airflow_mlbatch.server.dask_engine import DaskSettings
+
 __all__ = ["main"]
 
 _MIB = 1024 * 1024
+_DASK_OPTIONS = ("scheduler", "dask_ca", "dask_cert", "dask_key", "dask_file", "dask_shared_folder")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -183,6 +187,95 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="delete finished executions, the oldest first, while all of them together take more "
         "GB (1,000,000,000 bytes); left out, they are kept",
     )
+    _add_cluster(serve)
+
+
+def _add_cluster(serve: argparse.ArgumentParser) -> None:
+    option = serve.add_argument_group(
+        "more than one machine", "needs airflow-mlbatch[dask], here and on the workers"
+    ).add_argument
+    option(
+        "--engine",
+        choices=("processes", "dask"),
+        default="processes",
+        help="what scores batches: the worker processes of this machine, or a Dask cluster",
+    )
+    option(
+        "--scheduler",
+        type=_word,
+        metavar="URL",
+        help="of the Dask cluster, tls://HOST:PORT; whoever reaches it can run code on its workers",
+    )
+    option(
+        "--dask-ca",
+        type=_folder,
+        metavar="FILE",
+        help="certificates that the cluster is trusted by",
+    )
+    option("--dask-cert", type=_folder, metavar="FILE", help="the certificate of this server")
+    option("--dask-key", type=_folder, metavar="FILE", help="the key to the certificate")
+    option(
+        "--dask-file",
+        type=_folder,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a file or folder beside the files of --services that the workers need, too: a model, a "
+        "module; may be given more than once",
+    )
+    option(
+        "--dask-chunk-seconds",
+        type=_above_zero,
+        default=2.0,
+        metavar="SECONDS",
+        help="how long the records take that a worker gets at once",
+    )
+    option(
+        "--dask-artifact-bytes",
+        type=_natural,
+        default=64 * _MIB,
+        metavar="N",
+        help="most bytes of the artifacts of one record that come back with the results",
+    )
+    option(
+        "--dask-shared-folder",
+        type=_folder,
+        metavar="FOLDER",
+        help="a folder that this server and the workers have under the same path; artifacts go through "
+        "it, of any size",
+    )
+
+
+def _cluster(options: argparse.Namespace) -> DaskSettings | None:
+    """What the options say about a Dask cluster; ``None`` where there is none."""
+    if options.engine != "dask":
+        given = [name for name in _DASK_OPTIONS if getattr(options, name)]
+        if given:
+            _fail("serve", f"--{given[0].replace('_', '-')} needs --engine dask")
+        return None
+    from airflow_mlbatch.server.dask_engine import DaskSettings
+
+    scheduler = options.scheduler or ""
+    if not scheduler.startswith(("tls://", "tcp://")):
+        expected = "tls://HOST:PORT, or tcp://HOST:PORT for a cluster that others cannot reach"
+        _fail("serve", f"--scheduler: found {scheduler or 'nothing'}, expected {expected}")
+    files = {name: getattr(options, f"dask_{name}") for name in ("ca", "cert", "key")}
+    for name, path in files.items():
+        if scheduler.startswith("tls:") and (path is None or not path.is_file()):
+            _fail("serve", f"--dask-{name}: found {path or 'nothing'}, expected a file, for tls://")
+        if scheduler.startswith("tcp:") and path is not None:
+            _fail("serve", f"--dask-{name}: found {path}, expected a scheduler with tls://")
+    shared = options.dask_shared_folder
+    if shared is not None and not shared.is_dir():
+        _fail("serve", f"--dask-shared-folder: found {shared}, expected a folder that is there")
+    return DaskSettings(
+        scheduler=scheduler,
+        **{name: str(path or "") for name, path in files.items()},
+        files=options.dask_file,
+        chunk_seconds=options.dask_chunk_seconds,
+        artifact_bytes=options.dask_artifact_bytes,
+        shared_folder=shared and shared.absolute(),
+    )
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -226,6 +319,7 @@ def _serve(options: argparse.Namespace) -> int:
         ),
         load_timeout=options.load_timeout,
         retention=RetentionSettings(options.keep_days, options.keep_gb),
+        cluster=_cluster(options),
     )
     try:
         serve(settings, _say)

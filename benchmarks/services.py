@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from airflow_mlbatch.server import service
 
 NAME, VERSION = "double", "1"
@@ -11,3 +13,10 @@ NAME, VERSION = "double", "1"
 def double(x: float) -> float:
     """As little as a service can do."""
     return 2 * x
+
+
+@service("nap", version="1", inputs={"n": int}, outputs={"n": int})
+def nap(n: int) -> int:
+    """Five milliseconds, of no processor."""
+    time.sleep(0.005)
+    return n

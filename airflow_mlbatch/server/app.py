@@ -230,10 +230,13 @@ class App:
         runner = self.runner
         workers = "pass" if runner.ready_workers else "fail" if runner.worker_problem else "warn"
         database = "fail" if runner.storage_problem else "pass"
-        worst = next(word for word in ("fail", "warn", "pass") if word in (workers, database))
+        cluster = runner.cluster_health
+        words = (workers, database, cluster["statusCode"] if cluster else "pass")
+        worst = next(word for word in ("fail", "warn", "pass") if word in words)
         return {
             "statusCode": worst,
             "components": {
+                **({"dask": cluster} if cluster else {}),
                 "workers": _component(
                     workers, ready=runner.ready_workers, problem=runner.worker_problem
                 ),

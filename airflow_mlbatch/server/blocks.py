@@ -38,6 +38,16 @@ class Block(NamedTuple):
         """The JSON text of each."""
         return _DECODER.decode(b"[%b]" % self.texts)
 
+    def without(self, positions: Iterable[int]) -> Iterator[Block]:
+        """What is left when the records at these positions are taken out."""
+        begin = self.first
+        for position in sorted(positions):
+            if begin < position <= self.end:
+                yield self.part(begin, position)
+            begin = max(begin, position + 1)
+        if begin < self.end:
+            yield self.part(begin, self.end)
+
     def part(self, first: int, end: int) -> Block:
         """The records from one position to before another; both lie within the block."""
         if (first, end) == (self.first, self.end):

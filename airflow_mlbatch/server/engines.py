@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from airflow_mlbatch.server.jobs import Job
+from airflow_mlbatch.server.jobs import Job, Pace
 
 __all__ = ["Engine"]
 
 
 class Engine(Protocol):
     """Takes records from the desk and brings their outcomes there."""
+
+    @property
+    def pace(self) -> Pace:
+        """How many records it wants at once."""
 
     async def start(self) -> None:
         """Begin.

@@ -7,22 +7,33 @@ needed longest ago leave first; of a whole place only one works at a time.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterator
+from typing import Generic, Protocol, TypeVar
 
 from airflow_mlbatch.server.processes import Worker
-from airflow_mlbatch.server.programs import Program
 
 __all__ = ["Guests"]
 
 _MOST_GUESTS = 4
 
 
-class Guests:
+class HasId(Protocol):
+    """What a worker belongs to."""
+
+    @property
+    def id(self) -> str:
+        """Stands for its content."""
+
+
+P = TypeVar("P", bound=HasId)
+
+
+class Guests(Generic[P]):
     """Finds the worker of a program, or starts one.
 
     :param start: starts one
     """
 
-    def __init__(self, start: Callable[[Program], Awaitable[Worker]]) -> None:
+    def __init__(self, start: Callable[[P], Awaitable[Worker]]) -> None:
         self._start = start
         # The one that was needed last stands last.
         self._workers: dict[str, Worker] = {}
@@ -30,7 +41,7 @@ class Guests:
     def __iter__(self) -> Iterator[Worker]:
         return iter(list(self._workers.values()))
 
-    async def get(self, program: Program) -> Worker:
+    async def get(self, program: P) -> Worker:
         """The worker of a program.
 
         :raises InputError: it cannot load the program

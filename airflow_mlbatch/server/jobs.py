@@ -19,12 +19,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "Jobs"]
 
-# A task should take about so long: long enough that handing it over costs nothing beside it, short
-# enough that other executions, and a cancellation, do not wait.
-TASK_SECONDS = 0.05
-_MOST_RECORDS_A_TASK = 4096
-# Each of a thousand executions holds so much.
-_WINDOW_BYTES = MOST_BLOCK_BYTES
+
+@dataclass(frozen=True)
+class Pace:
+    """How many records are handed out at once.
+
+    :param seconds: how long a task should take: long enough that handing it over costs nothing beside
+        it, short enough that other executions, and a cancellation, do not wait
+    :param most_records: of a task
+    :param growth: a task has at most so many times the records of the last one
+    :param window_bytes: what is read ahead of each execution, of which there may be a thousand
+    """
+
+    seconds: float = 0.05
+    most_records: int = 4096
+    growth: int = 2
+    window_bytes: int = MOST_BLOCK_BYTES
 
 
 class _Run:
@@ -63,6 +73,8 @@ class Job:
     :param busy: how many workers are on it
     :param program: what runs, where that was published over HTTP
     :param failed_loads: how many workers in a row could not load that
+    :param pace: how its tasks are cut
+    :param suspects: records that a machine was lost with; an engine hands them out one by one
     """
 
     execution: Execution
@@ -77,6 +89,8 @@ class Job:
     is_cancelled: bool = False
     program: Program | None = None
     failed_loads: int = 0
+    pace: Pace = Pace()
+    suspects: deque[Block] = field(default_factory=deque)
 
     @classmethod
     def of(
@@ -85,6 +99,7 @@ class Job:
         max_parallel: int,
         done_positions: Iterable[range],
         program: Program | None = None,
+        pace: Pace = Pace(),
     ) -> Job:
         """Take an execution up where it is."""
         done = bytearray(execution.total)
@@ -93,22 +108,24 @@ class Job:
         left = execution.total - sum(done)
         limit = min(execution.parallel_count, max_parallel)
         is_started = left < execution.total
-        return cls(execution, limit, done, left, is_started=is_started, program=program)
+        return cls(execution, limit, done, left, is_started=is_started, program=program, pace=pace)
 
     def has_work(self, store: Store) -> bool:
         """Whether there is a record to hand out now; reads ahead."""
         if self.is_cancelled or self.busy >= self.limit:
             return False
         while not self.window and self.next_position < self.execution.total:
-            blocks = store.records(self.execution.number, self.next_position, _WINDOW_BYTES)
+            blocks = store.records(
+                self.execution.number, self.next_position, self.pace.window_bytes
+            )
             if not blocks:
                 self.next_position = self.execution.total
                 break
             self.next_position = blocks[-1].end
-            self.window.extend(_Run(part) for block in blocks for part in self._missing(block))
-        return bool(self.window)
+            self.window.extend(_Run(part) for block in blocks for part in self.missing(block))
+        return bool(self.window or self.suspects)
 
-    def _missing(self, block: Block) -> Iterator[Block]:
+    def missing(self, block: Block) -> Iterator[Block]:
         """The parts of a block that have no outcome."""
         position = self.done.find(0, block.first, block.end)
         while position >= 0:
@@ -119,10 +136,24 @@ class Job:
 
     def hand_out(self, workers: int) -> Block:
         """The records of the next task."""
+        return self._take(self._wanted(workers))
+
+    def hand_out_blocks(self, workers: int) -> list[Block]:
+        """The same, where a task may have more records than a block."""
+        wanted, blocks = self._wanted(workers), []
+        while wanted > 0 and self.window:
+            blocks.append(self._take(wanted))
+            wanted -= blocks[-1].length
+        return blocks
+
+    def _wanted(self, workers: int) -> int:
         # The end of a batch is shared out: no worker waits while another has a heap.
         share = -(-self.left // (2 * workers))
+        return max(1, min(self.task_size, share))
+
+    def _take(self, most: int) -> Block:
         run = self.window[0]
-        size = max(1, min(self.task_size, share, len(run)))
+        size = min(most, len(run))
         if size == len(run):
             self.window.popleft()
         return run.take(size)
@@ -132,24 +163,36 @@ class Job:
         if not self.is_cancelled:
             self.window.extendleft(_Run(block) for block in reversed(blocks) if block.length)
 
+    def put_back_suspects(self, blocks: Iterable[Block]) -> None:
+        """Records that a machine was lost with come next, one by one."""
+        if not self.is_cancelled:
+            singles = [
+                block.part(position, position + 1)
+                for block in blocks
+                for position in range(block.first, block.end)
+            ]
+            self.suspects.extendleft(reversed(singles))
+
     def finish(self, block: Block) -> Iterator[Block]:
         """Records have outcomes; those parts of them that are the first."""
         if self.is_cancelled:
             return
-        for part in self._missing(block):
+        for part in self.missing(block):
             self.done[part.first : part.end] = b"\1" * part.length
             self.left -= part.length
             yield part
 
     def learn(self, seconds_per_record: float) -> None:
         """Choose the size of the next task by the time that the last one took."""
-        wanted = int(TASK_SECONDS / max(seconds_per_record, 1e-6))
-        self.task_size = max(1, min(wanted, 2 * self.task_size, _MOST_RECORDS_A_TASK))
+        wanted = int(self.pace.seconds / max(seconds_per_record, 1e-6))
+        most = min(self.pace.growth * self.task_size, self.pace.most_records)
+        self.task_size = max(1, min(wanted, most))
 
     def cancel(self) -> None:
         """Hand nothing out any more."""
         self.is_cancelled = True
         self.window.clear()
+        self.suspects.clear()
 
 
 class Jobs:

@@ -18,8 +18,14 @@ from airflow_mlbatch.protocol.services import Service
 from airflow_mlbatch.server.blocks import Block
 from airflow_mlbatch.server.desk import RETRY_SECONDS, Call, Desk
 from airflow_mlbatch.server.guests import Guests
-from airflow_mlbatch.server.jobs import Job
-from airflow_mlbatch.server.processes import ServicesError, Work, Worker, start_worker
+from airflow_mlbatch.server.jobs import Job, Pace
+from airflow_mlbatch.server.processes import (
+    ServicesError,
+    Work,
+    Worker,
+    start_worker,
+    watch_records,
+)
 from airflow_mlbatch.server.programs import Program
 from airflow_mlbatch.server.worker import WorkerSettings
 
@@ -27,7 +33,6 @@ __all__ = ["ProcessEngine", "ProcessEngineSettings"]
 
 log = logging.getLogger(__name__)
 
-_WATCH_SECONDS = 0.1
 _STOP_GRACE_SECONDS = 1.0
 _MOST_TRIALS = 2
 
@@ -39,21 +44,25 @@ class ProcessEngineSettings:
     :param workers: number of worker processes
     :param record_timeout: seconds that a record may take; 0 for no limit
     :param load_timeout: seconds that a published service may take to be loaded
+    :param has_batches: whether it scores batches, too, and not only request/response calls
     """
 
     workers: int
     record_timeout: float
     load_timeout: float
+    has_batches: bool = True
 
 
 class ProcessEngine:
     """Keeps worker processes and gives them the records of the desk."""
 
+    pace = Pace()
+
     def __init__(self, desk: Desk, worker: WorkerSettings, settings: ProcessEngineSettings) -> None:
         self._desk = desk
         self._worker_settings, self._settings = worker, settings
         self._workers: dict[int, Worker] = {}
-        self._guests: dict[int, Guests] = {}
+        self._guests: dict[int, Guests[Program]] = {}
         self._slots: list[asyncio.Task[None]] = []
         self._watch: asyncio.Task[None] | None = None
         self._services: asyncio.Future[list[Service]]
@@ -71,7 +80,7 @@ class ProcessEngine:
         self._services = asyncio.get_running_loop().create_future()
         slots = (self._run_slot(slot) for slot in range(self._settings.workers))
         self._slots = [asyncio.create_task(slot) for slot in slots]
-        self._watch = asyncio.create_task(self._watch_records())
+        self._watch = asyncio.create_task(watch_records(self._working))
         await self._services
 
     async def stop(self) -> None:
@@ -157,7 +166,7 @@ class ProcessEngine:
             log.error("%s", details)
         self.problem = str(error)
 
-    async def _feed(self, worker: Worker, guests: Guests) -> None:
+    async def _feed(self, worker: Worker, guests: Guests[Program]) -> None:
         """Give a worker one task after another, until it is gone.
 
         :param guests: the workers of published services that share its place: one of them all works
@@ -169,7 +178,7 @@ class ProcessEngine:
             if desk.calls:
                 is_alive = await self._serve_call(worker, guests, desk.calls.popleft())
                 continue
-            job = desk.next_job()
+            job = desk.next_job() if self._settings.has_batches else None
             if job is not None:
                 is_alive = await self._serve_job(worker, guests, job)
                 continue
@@ -177,7 +186,7 @@ class ProcessEngine:
             await guests.keep(desk.programs_in_use() | desk.published_ids())
             is_alive = await worker.is_alive_until(desk.wake)
 
-    async def _serve_call(self, worker: Worker, guests: Guests, call: Call) -> bool:
+    async def _serve_call(self, worker: Worker, guests: Guests[Program], call: Call) -> bool:
         """Whether the worker of this place can go on; a guest that cannot is replaced."""
         program = call.entry.program
         if program is None:
@@ -195,7 +204,7 @@ class ProcessEngine:
             self._desk.running_calls.remove(call)
         return True
 
-    async def _serve_job(self, worker: Worker, guests: Guests, job: Job) -> bool:
+    async def _serve_job(self, worker: Worker, guests: Guests[Program], job: Job) -> bool:
         """As :meth:`_serve_call`, for some records of a batch."""
         if job.program is None:
             return await self._run_task(worker, job)
@@ -245,11 +254,11 @@ class ProcessEngine:
 
     def _after_death(self, worker: Worker, job: Job) -> None:
         """Fail the record that the worker died on and hand its others out again."""
-        left = worker.unfinished
-        is_stopped = self._is_stopping and worker.is_killed
-        if left.length and not worker.has_left and not is_stopped:
-            self._desk.fail(job, left.first, worker.cause_of_death)
-            left = left.part(left.first + 1, left.end)
+        if self._is_stopping and worker.is_killed:
+            return
+        position, left = worker.bequest()
+        if position is not None:
+            self._desk.fail(job, position, worker.cause_of_death)
         job.put_back(left)
 
     async def _run_call(self, worker: Worker, call: Call) -> bool:
@@ -262,16 +271,7 @@ class ProcessEngine:
             call.fail(worker.cause_of_death)
         return is_alive
 
-    async def _watch_records(self) -> None:
-        """End workers whose record takes too long, and what dead workers have left running."""
-        limit = self._settings.record_timeout
-        while True:
-            await asyncio.sleep(_WATCH_SECONDS)
-            now = asyncio.get_running_loop().time()
-            for worker in self._all_workers():
-                if worker.purpose is None:
-                    continue
-                if limit and now - worker.record_began > limit:
-                    worker.kill(f"the record took longer than {limit:g} seconds")
-                worker.look_after()
-                worker.sweep()
+    def _working(self) -> Iterator[tuple[Worker, float]]:
+        for worker in self._all_workers():
+            if worker.purpose is not None:
+                yield worker, self._settings.record_timeout

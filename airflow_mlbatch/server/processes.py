@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
@@ -35,9 +35,10 @@ from airflow_mlbatch.server.wire import (
 )
 from airflow_mlbatch.server.worker import WorkerSettings, work
 
-__all__ = ["ServicesError", "Work", "Worker", "start_worker"]
+__all__ = ["ServicesError", "Work", "Worker", "start_worker", "watch_records"]
 
 _START_SECONDS = 300
+_WATCH_SECONDS = 0.1
 _BURY_SECONDS = 5
 _LAST_WORDS_READ = 4_000
 _LAST_WORDS_SHOWN = 280
@@ -212,6 +213,16 @@ class Worker:
         if asyncio.get_running_loop().time() - self.record_began > _LONG_SECONDS:
             self._accept(self._journal.read())
 
+    def bequest(self) -> tuple[int | None, Block]:
+        """What a dead worker leaves: the position of the record it died on, and those behind that.
+
+        Who has left by itself died on none.
+        """
+        left = self.unfinished
+        if left.length and not self.has_left:
+            return left.first, left.part(left.first + 1, left.end)
+        return None, left
+
     @property
     def is_alive(self) -> bool:
         """Whether it can still be given a task."""
@@ -307,6 +318,21 @@ async def start_worker(settings: WorkerSettings, seconds: float = _START_SECONDS
         await _to_the_end(worker.end())
         raise
     return worker
+
+
+async def watch_records(working: Callable[[], Iterable[tuple[Worker, float]]]) -> None:
+    """End workers whose record takes too long, and what dead workers have left running; for ever.
+
+    :param working: the workers that are on a record, and the seconds that it may take: 0 for no limit
+    """
+    while True:
+        await asyncio.sleep(_WATCH_SECONDS)
+        now = asyncio.get_running_loop().time()
+        for worker, limit in working():
+            if limit and now - worker.record_began > limit:
+                worker.kill(f"the record took longer than {limit:g} seconds")
+            worker.look_after()
+            worker.sweep()
 
 
 def _remove_folder(scratch: Path, pid: int) -> None:

@@ -12,6 +12,7 @@ import shutil
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from airflow_mlbatch.protocol.results import BatchStatus
 from airflow_mlbatch.protocol.services import Service
@@ -23,6 +24,9 @@ from airflow_mlbatch.server.jobs import Job
 from airflow_mlbatch.server.process_engine import ProcessEngine
 from airflow_mlbatch.server.programs import Program
 from airflow_mlbatch.server.store import Execution, StorageError
+
+if TYPE_CHECKING:
+    from airflow_mlbatch.server.dask_engine import DaskEngine
 
 __all__ = ["BusyError", "Runner"]
 
@@ -37,14 +41,21 @@ class BusyError(Exception):
 class Runner:
     """Has executions and calls scored.
 
-    :param processes: the workers of this machine, which load the services first
+    :param processes: the workers of this machine, which load the services first and answer calls
+    :param cluster: what scores batches in their place
     :param max_parallel: most records of one execution at once
     """
 
-    def __init__(self, desk: Desk, processes: ProcessEngine, max_parallel: int) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        processes: ProcessEngine,
+        cluster: DaskEngine | None,
+        max_parallel: int,
+    ) -> None:
         self._desk, self._store = desk, desk.store
-        self._processes = processes
-        self._engines: list[Engine] = [processes]
+        self._processes, self._cluster = processes, cluster
+        self._engines: list[Engine] = [processes] if cluster is None else [processes, cluster]
         self._max_parallel = max_parallel
         self._leaving: dict[str, Job] = {}
         self._chores: list[asyncio.Task[None]] = []
@@ -101,7 +112,8 @@ class Runner:
 
         :param program: what runs, where that was published over HTTP
         """
-        job = Job.of(execution, self._max_parallel, done_positions, program)
+        pace = self._engines[-1].pace
+        job = Job.of(execution, self._max_parallel, done_positions, program, pace)
         if job.left:
             self._desk.jobs.add(job)
             self._desk.wake.set()
@@ -188,6 +200,11 @@ class Runner:
     def worker_problem(self) -> str:
         """Why no worker process starts; empty when they do."""
         return self._processes.problem
+
+    @property
+    def cluster_health(self) -> dict[str, Any] | None:
+        """The cluster as ``GET /status`` shows it; ``None`` where there is none."""
+        return None if self._cluster is None else self._cluster.health()
 
     @property
     def active_executions(self) -> int:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -32,6 +32,9 @@ from airflow_mlbatch.server.retention import Retention, RetentionSettings
 from airflow_mlbatch.server.runner import Runner
 from airflow_mlbatch.server.store import StorageError, Store
 from airflow_mlbatch.server.worker import WorkerSettings
+
+if TYPE_CHECKING:
+    from airflow_mlbatch.server.dask_engine import DaskSettings
 
 __all__ = ["ServerSettings", "serve"]
 
@@ -59,6 +62,7 @@ class ServerSettings:
         limit
     :param load_timeout: seconds that a published service may take to be loaded
     :param retention: how long finished executions are kept
+    :param cluster: scores batches; ``None`` for the workers of this machine
     """
 
     sources: Sequence[str]
@@ -81,6 +85,7 @@ class ServerSettings:
     max_service_memory: int
     load_timeout: float
     retention: RetentionSettings
+    cluster: DaskSettings | None = None
 
 
 def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
@@ -211,12 +216,19 @@ def _runner(settings: ServerSettings, folder: DataFolder, store: Store) -> Runne
         max_memory=settings.max_service_memory,
     )
     desk = Desk(store, folder)
-    processes = ProcessEngine(
-        desk,
-        worker,
-        ProcessEngineSettings(settings.workers, settings.record_timeout, settings.load_timeout),
+    records = ProcessEngineSettings(
+        settings.workers,
+        settings.record_timeout,
+        settings.load_timeout,
+        has_batches=settings.cluster is None,
     )
-    return Runner(desk, processes, settings.max_parallel)
+    processes = ProcessEngine(desk, worker, records)
+    cluster = None
+    if settings.cluster is not None:
+        from airflow_mlbatch.server.dask_engine import DaskEngine
+
+        cluster = DaskEngine(desk, settings.cluster, worker, records, lambda: processes.services)
+    return Runner(desk, processes, cluster, settings.max_parallel)
 
 
 class _HttpServer(uvicorn.Server):

@@ -71,8 +71,10 @@ class Api:
             time.sleep(0.02)
         raise AssertionError(f"not complete: {found}")
 
-    def score(self, service: str, records: list[Any], version: str = "1") -> list[dict[str, Any]]:
-        return self.wait(self.start(service, records, version))
+    def score(
+        self, service: str, records: list[Any], version: str = "1", parallel: int = 10
+    ) -> list[dict[str, Any]]:
+        return self.wait(self.start(service, records, version, parallel))
 
 
 def service_path(service: str, version: str = "1") -> str:
