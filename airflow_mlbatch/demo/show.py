@@ -201,7 +201,8 @@ def _server(home: DemoHome, password: str) -> Iterator[str]:
     server = subprocess.Popen(
         [
             *(sys.executable, "-m", "airflow_mlbatch.cli", "serve", "--demo", "--port", "0"),
-            *("--data-dir", str(home.folder / "server")),
+            # One of the examples publishes a service.
+            *("--allow-publish", "--data-dir", str(home.folder / "server")),
         ],
         env={**os.environ, "MLBATCH_PASSWORD": password},
         stdin=subprocess.DEVNULL,

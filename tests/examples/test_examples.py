@@ -16,15 +16,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_1_PLUS
 from airflow.sdk import DAG
 
 from airflow_mlbatch.demo.airflow_home import DemoHome, examples_folder
+from airflow_mlbatch.demo.services import fit_logistic
 from tests.mail_server import MailServer, running_mail_server, text_of
 from tests.provider.airflow_side import tell_of_assets
 from tests.provider.conftest import connection_to
+from tests.server.test_r_services import has_r, r
 from tests.server_process import RunningServer, running_server
 
 FILES = sorted(examples_folder().glob("*.py"))
@@ -49,7 +52,9 @@ class Ran:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with running_server("--demo", data_dir=tmp_path_factory.mktemp("demo") / "server") as running:
+    with running_server(
+        "--demo", "--allow-publish", data_dir=tmp_path_factory.mktemp("demo") / "server"
+    ) as running:
         yield running
 
 
@@ -113,6 +118,32 @@ def test_guide_workflow(ran: Ran, server: RunningServer) -> None:
     assert (guide / "Histogram.png").read_bytes().startswith(b"\x89PNG")
     assert (guide / "all" / "Histogram.png").exists()
     assert len(list((guide / "operators").rglob("*.png"))) == 32
+
+
+def test_publish_guide(ran: Ran, tmp_path: Path) -> None:
+    assert "published manualTransmission(120, 2.8) = 0.6418125" in ran.log
+    folder = ran.data / "scored" / "publish_guide"
+    rows = read_csv(folder / "scores.csv")
+    answers = [float(row["answer"]) for row in rows]
+    if has_r():
+        assert "runtime R" in ran.log
+        code = (
+            "cars <- glm(am ~ hp + wt, data = mtcars, family = binomial);"
+            "cat(sprintf('%.17g', predict(cars, mtcars, type = 'response')))"
+        )
+        expected = [float(word) for word in r(code, tmp_path).split()]
+    else:
+        assert "publishing the Python counterpart" in ran.log
+        given = np.column_stack(
+            [np.ones(len(rows)), *([float(row[name]) for row in rows] for name in ("hp", "wt"))]
+        )
+        wanted = np.array([float(row["am"]) for row in rows])
+        expected = list(1 / (1 + np.exp(-given @ fit_logistic(given, wanted))))
+    assert len(answers) == 32
+    assert answers == pytest.approx(expected, abs=1e-12)
+    pictures = list((folder / "pictures").rglob("*Histogram.png"))
+    assert len(pictures) == 32
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
 
 
 def test_failed_records(ran: Ran) -> None:
