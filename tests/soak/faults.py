@@ -301,12 +301,16 @@ class Faults:
         chosen.actions.append(action)
         # A run that had ended goes on, perhaps also where Airflow does not say that it has cleared it.
         chosen.state = ""
-        if what == "clear":
-            named = wanted if action.map_index < 0 else (wanted, action.map_index)
-            run.clear(named, downstream=True)
-        else:
-            run.mark(wanted, what, action.map_index)
-        chosen.actions[-1] = replace(action, done_at=time.time())
+        is_done = False
+        try:
+            if what == "clear":
+                named = wanted if action.map_index < 0 else (wanted, action.map_index)
+                run.clear(named, downstream=True)
+            else:
+                run.mark(wanted, what, action.map_index)
+            is_done = True
+        finally:
+            chosen.actions[-1] = replace(action, over_at=time.time(), is_done=is_done)
         return f"{run}, {wanted}[{action.map_index}], which was {action.found}"
 
 

@@ -157,11 +157,9 @@ class Judge:
             if deletion.execution_id in ids:
                 yield deletion.at, f"DELETE of execution {deletion.execution_id}"
         for action in run.actions:
-            done = (
-                f"done {action.done_at - action.at:.1f} s later" if action.done_at else "not done"
-            )
             text = f"user: {action.what} {action.task_id}[{action.map_index}], which was {action.found}"
-            yield action.at, f"{text}; {done}"
+            done = "done" if action.is_done else "no answer"
+            yield action.at, f"{text}; {done} after {action.over_at - action.at:.1f} s"
         for change in self._wishes.changes_of(run):
             yield change.at, str(change)
         if run.ended_at:

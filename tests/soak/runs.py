@@ -31,7 +31,8 @@ class Action:
     :param task_id: of the task
     :param map_index: -1 for a task that is not mapped
     :param found: the task's state before
-    :param done_at: when Airflow had taken it in; 0 where it has not said so, and may yet have done it
+    :param over_at: when Airflow had answered, or was given up
+    :param is_done: whether it has said that it did it; it may do so all the same
     """
 
     at: float
@@ -39,7 +40,8 @@ class Action:
     task_id: str
     map_index: int
     found: str
-    done_at: float = 0.0
+    over_at: float = 0.0
+    is_done: bool = False
 
     @property
     def is_on_score(self) -> bool:

@@ -17,7 +17,7 @@ from tests.soak.runs import Action, SoakRun
 __all__ = ["Wish", "Wishes"]
 
 # Airflow may do what it was asked for after the line to it broke.
-_LATE_SECONDS = 150.0
+_LATE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Wishes:
 
 
 def _is_effect(action: Action, change: Change) -> bool:
-    until = action.done_at or action.at + _LATE_SECONDS
+    until = action.over_at + (0 if action.is_done else _LATE_SECONDS)
     if not action.at <= change.at <= until:
         return False
     if action.what == "clear":

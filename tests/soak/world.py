@@ -39,7 +39,13 @@ _COMMANDS = {
 _SCORING_WORKERS = "16"
 # Airflow's API server answers in forty threads. If all of them wait for locks, none is left to commit
 # the transactions that hold these: without a limit it would stand still for ever.
-_DATABASE_SETTINGS = ("lock_timeout=10s", "max_connections=200")
+# A scheduler that is killed alone leaves its line to the database to its workers, and with it the locks
+# of what it was doing: they would be held as long as these live.
+_DATABASE_SETTINGS = (
+    "lock_timeout=10s",
+    "idle_in_transaction_session_timeout=30s",
+    "max_connections=200",
+)
 # Deaths are noticed soon, so that a soak test of less than an hour sees what follows from them.
 _SETTINGS = {
     "CORE__PARALLELISM": "10",
