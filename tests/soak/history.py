@@ -59,11 +59,12 @@ class Change:
     def is_clear(self) -> bool:
         """Whether a user has cleared the task: nothing else does this to a row."""
         has_restarted = self.state == "restarting" != self.old_state
-        return has_restarted or self.is_raise
+        # Where the task ran, Airflow raises the maximum later by itself, when it has ended it.
+        return has_restarted or (self.is_raise and self.old_state != "restarting")
 
     @property
     def is_raise(self) -> bool:
-        """Whether the maximum number of tries was raised, as a clear does where nothing runs."""
+        """Whether the maximum number of tries was raised: the next attempt scores again."""
         return self.max_tries > self.old_max_tries
 
     def __str__(self) -> str:

@@ -291,18 +291,18 @@ class Judge:
                 self._add("one execution for a key", run, told)
 
     def _judge_clears(self, run: SoakRun) -> None:
-        """A table that was being scored, or was scored, and is cleared is scored again.
+        """A table that was scored, or was being scored, and is cleared is scored again.
 
-        Where the task ran, Airflow raises nothing, and its next attempt may go on with the batch.
+        Where a clear has raised nothing, the next attempt may go on with the batch.
         """
         if run.state != "success":
             return
         for shard in {execution.shard for execution in self._of(run)}:
+            starts = [one.arrived_at for one in self._of(run, shard)]
             for wish in self._wishes.of(run, shard, "clear"):
-                starts = [one.arrived_at for one in self._of(run, shard)]
-                if not wish.change.is_raise or not any(at < wish.at for at in starts):
+                if not wish.is_raised or not any(at < wish.at for at in starts):
                     continue
-                if any(at >= wish.at for at in starts):
+                if any(at >= wish.next_attempt_at for at in starts):
                     continue
                 told = f"{run}, shard {shard}: cleared {wish.at - run.started_at:.1f} s after its begin"
                 if wish.never_ran:
@@ -397,9 +397,24 @@ class Judge:
                 continue
             text = manifest.read_text()
             for execution_id in orphans:
-                if execution_id in text:
-                    told = f"{run}: execution {execution_id} of a successful task was deleted"
+                if execution_id not in text:
+                    continue
+                told = f"{run}: execution {execution_id}, which its table was written from, was deleted"
+                if self._was_replaced(run, self._executions[execution_id]):
+                    self._exempt("tables of a batch that a user had cleared", told)
+                else:
                     self._add("only orphans are deleted", run, told)
+
+    def _was_replaced(self, run: SoakRun, execution: _Execution) -> bool:
+        """Whether a user has cleared a batch, another one took its place, and Airflow did not clear its
+        reader."""
+        later = [one.arrived_at for one in self._of(run, execution.shard)]
+        return any(
+            execution.arrived_at < wish.at
+            and any(at >= wish.next_attempt_at for at in later)
+            and self._wishes.was_left_behind(run, execution.shard, wish)
+            for wish in self._wishes.of(run, execution.shard, "clear")
+        )
 
 
 def _start_of(seen: Seen, unanswered: list[Start]) -> Start | None:

@@ -26,11 +26,13 @@ class Wish:
 
     :param change: with which it did
     :param next_attempt_at: when the task began to run again; infinity where it never did
+    :param is_raised: whether the maximum number of tries was raised until then
     """
 
     action: Action
     change: Change
     next_attempt_at: float
+    is_raised: bool
 
     @property
     def at(self) -> float:
@@ -83,6 +85,17 @@ class Wishes:
             for change in changes
         ]
 
+    def was_left_behind(self, run: SoakRun, shard: int, wish: Wish) -> bool:
+        """Whether a clear has missed the task that reads the batch, although it was to clear that, too.
+
+        A scheduler that starts that task at the same moment wins: Airflow lets it run with the old batch.
+        """
+        reader = "scored.shards.write" if run.is_group else "results"
+        changes = self._changes[run.run_id, reader, shard]
+        begun = [change.at for change in changes if change.state == "scheduled"]
+        was_cleared = any(change.is_clear and change.at >= wish.action.at for change in changes)
+        return bool(begun) and begun[-1] <= wish.at and not was_cleared
+
     def _find(self, run: SoakRun) -> None:
         shards = {action.map_index for action in run.actions if action.is_on_score}
         for shard in shards:
@@ -114,4 +127,6 @@ def _is_effect(action: Action, change: Change) -> bool:
 def _wish(action: Action, change: Change, changes: Sequence[Change]) -> Wish:
     later = changes[changes.index(change) + 1 :]
     running = (one.at for one in later if one.state == "running" != one.old_state)
-    return Wish(action, change, next(running, math.inf))
+    next_at = next(running, math.inf)
+    is_raised = change.is_raise or any(one.is_raise and one.at < next_at for one in later)
+    return Wish(action, change, next_at, is_raised)
