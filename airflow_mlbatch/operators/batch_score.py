@@ -231,11 +231,16 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         limited_by: str = "timeout",
         is_proven: bool = True,
         is_adopted: bool = False,
+        max_tries: int | None = None,
     ) -> str | None:
         """Judge what the trigger saw."""
         if event is None:
             # A clear at the moment of the deferral can leave a task that is resumed without an event.
             self.log.warning("the trigger sent no event; looking for the batch again")
+            return self.execute(context)
+        if max_tries not in (None, owner_of(context["ti"]).max_tries):
+            # Airflow keeps the event of a task that is cleared while it is resumed, and resumes it again.
+            self.log.warning("the task was cleared after its batch had ended; scoring again")
             return self.execute(context)
         self._begin(context["ti"])
         with self._errors(), self._summarised(context):
@@ -460,6 +465,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
                 "limited_by": deadline.limited_by,
                 "is_proven": submitted.is_proven,
                 "is_adopted": submitted.is_adopted,
+                "max_tries": owner_of(self._ti).max_tries,
             },
             timeout=deadline.backstop,
         )

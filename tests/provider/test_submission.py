@@ -30,6 +30,7 @@ from airflow_mlbatch.errors import (
     SubmissionUnknownError,
 )
 from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks.outcomes import event_of
 from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.operators import BatchDeleteOperator, BatchScoreOperator
 from airflow_mlbatch.protocol import submission
@@ -322,6 +323,24 @@ def test_a_task_is_cleared_while_it_is_deferred(side: Side, cancels: bool) -> No
     assert new not in (None, old)
     assert (old in side.executions("slow")) is not cancels
     assert side.deletes() == ([old] if cancels else [])
+
+
+def test_a_task_that_is_cleared_while_it_is_resumed_scores_again(side: Side) -> None:
+    """Airflow runs it again with the event of the old batch."""
+    task = slow_task(deferrable=True)
+    task.arguments["records"] = [{"x": 1, "seconds": 1}]
+    with pytest.raises(TaskDeferred) as deferred:
+        task.attempt()
+    old = deferred.value.trigger.execution_id  # type: ignore[attr-defined]
+    event = event_of(old, side.hook.watch_batch("slow", "1", old, poll_interval=0.05))
+    kwargs = {"event": event, **(deferred.value.kwargs or {})}
+    assert task.operator().execute_complete(task.context, **kwargs) == old
+    task.is_cleared()
+    with pytest.raises(TaskDeferred) as again:
+        task.operator().execute_complete(task.context, **kwargs)
+    assert again.value.trigger.execution_id != old  # type: ignore[attr-defined]
+    assert side.posts() == 2
+    assert side.deletes() == []
 
 
 def test_a_task_is_cleared_and_its_batch_is_cancelled_already(side: Side) -> None:
