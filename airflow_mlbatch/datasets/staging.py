@@ -19,7 +19,8 @@ other filesystems (SFTP, SMB, HDFS, …)
 
 ``token`` is made from the caller's attempt key, which names the piece of work and not the try: a
 retry removes what an earlier try of the same work left, and never what somebody else is writing. A
-try that was given up but still runs finds its file gone when it wants to move it, and fails.
+try that was given up but still runs finds its file gone when it wants to move it, and fails. If it
+wakes up after its retry has begun, it is the retry that fails; the next one writes the file.
 """
 
 from __future__ import annotations
@@ -183,9 +184,13 @@ class StagedFile:
         except FileNotFoundError:
             if Path(self._staged).exists():
                 raise
-            raise DatasetError(
+            error = DatasetError(
                 f"{self.path}: the file being written is gone; another try of the same work has begun"
-            ) from None
+            )
+            # Perhaps one that was given up before this one began, and was suspended until now: then
+            # nobody but the next try writes the file.
+            error.is_permanent = False
+            raise error from None
 
     def _upload(self) -> None:
         self._filesystem.put_file(self._staged, self._key)

@@ -115,6 +115,22 @@ def test_a_try_that_was_given_up_but_still_runs_cannot_win(tmp_path: Path) -> No
     assert [file.name for file in tmp_path.iterdir()] == ["t.txt"]
 
 
+def test_a_try_that_lost_its_file_to_one_given_up_is_tried_again(tmp_path: Path) -> None:
+    """The one that was given up was suspended, and woke up after its retry had begun."""
+    path = tmp_path / "t.txt"
+    retry = StagedFile(path, "task")
+    with pytest.raises(DatasetError) as lost, retry:
+        retry.write(b"new")
+        with pytest.raises(KeyboardInterrupt), StagedFile(path, "task") as woken:
+            woken.write(b"o")
+            raise KeyboardInterrupt
+    assert not lost.value.is_permanent
+    with StagedFile(path, "task") as again:
+        again.write(b"new")
+    assert path.read_bytes() == b"new"
+    assert [file.name for file in tmp_path.iterdir()] == ["t.txt"]
+
+
 def test_killed_before_an_upload_is_complete(s3_folder: Any, tmp_path: Path) -> None:
     """On an object store the file is spooled here, and a retry here removes what was left."""
     script = """
