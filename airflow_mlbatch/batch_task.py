@@ -168,14 +168,16 @@ class BatchTask:
             "Airflow did not say what became of this task, and no other attempt can come",
         )
 
-    def _stop_if_told(self) -> None:
-        """Called right before a batch is started: a task that was told to stop starts none.
+    def _stop_if_told(self, then: str = "starts no batch") -> None:
+        """Called right before a batch is started or a table is touched, which a task that was told to
+        stop does not do.
 
         Airflow lets a task run on after ``on_kill``. Where a user has ended it, an error is what is
         left to do. Otherwise another worker may run the task at this moment, and an error of this one
         would end that attempt, too; so this one waits to be killed. Nobody kills it when its node is
         drained: then the error asks for a retry in time.
 
+        :param then: what it does in place of that, for the log
         :raises SubmissionStoppedError: the task was told to stop
         """
         if not self._is_told_to_stop:
@@ -183,11 +185,9 @@ class BatchTask:
         if self._deciding is not None:
             self._deciding.join(_QUESTION_SECONDS + _CANCEL_SECONDS)
         if not self._is_unwanted:
-            self.log.warning("the task was told to stop, so it starts no batch")
+            self.log.warning("the task was told to stop, so it %s", then)
             (self.timing or Timing()).sleep(_KILLED_WITHIN_SECONDS)
-        raise SubmissionStoppedError(
-            "the task was told to stop before it had started its batch, so it starts none"
-        )
+        raise SubmissionStoppedError(f"the task was told to stop, so it {then}")
 
     def segment_ended(self) -> None:
         """Cancel the batch if Airflow has refused the deferral that this attempt ended with.

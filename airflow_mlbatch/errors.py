@@ -30,7 +30,7 @@
         ├── RecordsFailedError          more failed records than the policy allows
         ├── AmbiguousSubmissionError    an execution could be ours, and nothing can prove it
         ├── SubmissionUndecidedError    an execution could be ours, and waiting may prove it
-        ├── SubmissionStoppedError      the task was told to stop before it started a batch
+        ├── SubmissionStoppedError      the task was told to stop before it started or wrote
         └── NoBatchError                another task has started no batch, or its batch is gone
 
 ``is_permanent`` tells a scheduler whether trying again later can help: it is true where the same
@@ -256,7 +256,7 @@ class SubmissionUndecidedError(BatchError):
 
 
 class SubmissionStoppedError(BatchError):
-    """The task was told to stop before it had started its batch, so it starts none."""
+    """The task was told to stop before it had started its batch or written its table, so it does neither."""
 
 
 class NoBatchError(BatchError):

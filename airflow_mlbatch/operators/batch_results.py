@@ -321,6 +321,8 @@ class BatchResultsOperator(BatchTask, BaseOperator):
             job.check()
         tries = rescoring.run(self.execution_id, service.inputs, source)
         ids = [] if self.execution_id is None else [self.execution_id]
+        # Its retry may have written everything, and the dataset may be published.
+        self._stop_if_told("writes nothing")
         table = job.write(
             lambda take: rescoring.read(self.execution_id, lambda block: take(tries.splice(block))),
             execution_ids=[*ids, *tries.execution_ids],

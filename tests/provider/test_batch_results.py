@@ -40,6 +40,7 @@ from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.operators import BatchResultsOperator
 from airflow_mlbatch.operators.rescoring import STORE_KEY
+from airflow_mlbatch.operators.shards import ShardResultsOperator
 from tests.provider.airflow_side import FakeStateStore, FakeTaskInstance
 from tests.provider.conftest import connection_to
 from tests.server_process import RunningServer
@@ -795,6 +796,33 @@ def test_failed_records_are_not_scored_again_by_a_task_that_was_told_to_stop(
         rows.execute(context)
     assert hook.list_batch_executions("picky", "1") == before
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_task_that_was_told_to_stop_does_not_touch_a_published_dataset(
+    context: dict[str, Any], scored: Scored, tmp_path: Path
+) -> None:
+    """It was suspended, and its retry has written the part meanwhile."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for name in ("_SUCCESS", "manifest.json", "part-00000.csv"):
+        (folder / name).write_text("published")
+    (tmp_path / "in.csv").write_text("x\n1\n2\n")
+    rows = ShardResultsOperator(
+        task_id="write",
+        service_name="double",
+        service_version="1",
+        execution_id=scored("double", {"x": [1, 2]}),
+        input_path=str(tmp_path / "in.csv"),
+        output_path=str(folder),
+        format="csv",
+        shard={"shard": 0, "start": 0, "stop": 2},
+    )
+    rows.on_kill()
+    rows.timing = Timing(sleep=lambda seconds: None)
+    with pytest.raises(SubmissionStoppedError, match="writes nothing"):
+        rows.execute(context)
+    assert {path.read_text() for path in folder.iterdir()} == {"published"}
+    assert len(list(folder.iterdir())) == 3
 
 
 def test_killed_while_failed_records_are_sent_again(
