@@ -247,7 +247,7 @@ def test_a_version_without_a_changelog_entry_is_noticed(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------ metadata
 
-EXTRAS = {"server", "demo", "publish", "s3", "azure", "entra"}
+EXTRAS = {"server", "demo", "publish", "s3", "azure", "entra", "dask"}
 
 
 def project() -> dict[str, Any]:
@@ -264,6 +264,7 @@ def test_extras_are_for_users_only() -> None:
         "bench",
         "browser",
         "docs",
+        "notebook",
     }
 
 

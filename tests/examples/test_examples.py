@@ -24,6 +24,7 @@ from airflow.sdk import DAG
 
 from airflow_mlbatch.demo.airflow_home import DemoHome, examples_folder
 from airflow_mlbatch.demo.services import fit_logistic
+from airflow_mlbatch.hooks import MLBatchHook
 from tests.mail_server import MailServer, running_mail_server, text_of
 from tests.provider.airflow_side import tell_of_assets
 from tests.provider.conftest import connection_to
@@ -144,6 +145,58 @@ def test_publish_guide(ran: Ran, tmp_path: Path) -> None:
     pictures = list((folder / "pictures").rglob("*Histogram.png"))
     assert len(pictures) == 32
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+
+
+def test_the_guides_python_counterpart(tmp_path: Path) -> None:
+    """What the example publishes where the server has no R; this machine may have one."""
+    from dags_examples import mlbatch_publish_guide as example
+
+    with running_server(
+        "--demo", "--allow-publish", "--workers", "1", data_dir=tmp_path / "server"
+    ) as server:
+        home = DemoHome(tmp_path / "home")
+        home.prepare()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AIRFLOW_CONN_MLBATCH_DEFAULT", connection_to(server))
+            patch.setattr(example, "EXAMPLE_DATA", home.data)
+            example.publish_python("counterpart")
+            hook = MLBatchHook()
+            found = hook.consume("counterpart", example.VERSION, {"hp": 120, "wt": 2.8})
+    assert found.outputs["answer"] == pytest.approx(0.6418125, abs=5e-8)
+    assert found.artifacts == ("Histogram.png",)
+
+
+def test_promotion(ran: Ran) -> None:
+    (promoted,) = re.findall(
+        r"promoted version (\w+): error ([\d.]+), and ([\d.]+) with (\w+)", ran.log
+    )
+    assert float(promoted[1]) < float(promoted[2])
+    assert promoted[3] == "baseline"
+    folder = ran.data / "scored" / "promotion"
+    manifests = [
+        json.loads((folder / f"{name}.csv.manifest.json").read_text()) for name in ("old", "new")
+    ]
+    assert [each["service_version"] for each in manifests] == ["baseline", promoted[0]]
+    assert [each["rows"] for each in manifests] == [11, 11]
+
+
+def test_promotion_of_what_is_not_better(ran: Ran) -> None:
+    """The same model once more: the version that was promoted stays in use."""
+    file = examples_folder() / "mlbatch_promotion.py"
+    done = subprocess.run(
+        [sys.executable, str(file)],
+        env=ran.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    (before,) = re.findall(r"promoted version (\w+)", ran.log)
+    told = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+    assert f"version {before} stays in use" in told
+    assert "promoted version" not in told
 
 
 def test_failed_records(ran: Ran) -> None:
