@@ -180,25 +180,6 @@ def test_promotion(ran: Ran) -> None:
     assert [each["rows"] for each in manifests] == [11, 11]
 
 
-def test_promotion_of_what_is_not_better(ran: Ran) -> None:
-    """The same model once more: the version that was promoted stays in use."""
-    file = examples_folder() / "mlbatch_promotion.py"
-    done = subprocess.run(
-        [sys.executable, str(file)],
-        env=ran.environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-    (before,) = re.findall(r"promoted version (\w+)", ran.log)
-    told = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
-    assert f"version {before} stays in use" in told
-    assert "promoted version" not in told
-
-
 def test_failed_records(ran: Ran) -> None:
     folder = ran.data / "scored" / "failed_records"
     rows = parquet.read_table(folder / "scores.parquet").to_pylist()

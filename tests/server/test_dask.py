@@ -376,8 +376,14 @@ def score_while_workers_come_and_go(place: Place, count: int) -> None:
         if part == 0.2:
             place.cluster.add_worker()
     results = place.api.wait(path)
-    assert [one["outputParameters"]["n"] for one in results] == list(range(count))
-    for n in range(0, count, 1000):
+    assert len(results) == count
+    # Chance may kill the worker that tries again, alone, a record which the first one was lost with.
+    lost = {n for n, one in enumerate(results) if not one["success"]}
+    assert len(lost) <= 1
+    assert all("and so was the one that tried" in results[n]["errorMessage"] for n in lost)
+    kept = [n for n in range(count) if n not in lost]
+    assert [results[n]["outputParameters"]["n"] for n in kept] == kept
+    for n in set(range(0, count, 1000)) - lost:
         assert place.api.get(f"{path}/{n}/files/n.txt").text == f"{n}\n" * 1000
 
 
