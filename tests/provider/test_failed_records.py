@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_1_PLUS
 
 from airflow_mlbatch.errors import ExecutionNotFoundError
 from airflow_mlbatch.hooks import MLBatchHook
@@ -21,6 +22,14 @@ from tests.provider.test_sensor import fire
 both_ways = pytest.mark.parametrize("deferrable", [False, True])
 # Of seven records, the first and the last fail, in a table of which only these rows are scored.
 NUMBERS = [-1.0, 1.0, 4.0, 9.0, 16.0, 25.0, -2.0]
+# On Airflow 3.0 the pages are off, and these tasks have no other address.
+PAGE = "http://localhost:8080/mlbatch/dags/dag/runs/run/tasks/task/-1" if AIRFLOW_V_3_1_PLUS else ""
+
+
+def see(page: str) -> str:
+    """How an error ends that has an address to lead to."""
+    assert page == PAGE
+    return f", see {page}" if page else ""
 
 
 def score(x: list[float], gate: list[str | None] | None = None, **kwargs: Any) -> Any:
@@ -68,7 +77,7 @@ def test_failed_records_are_reported_at_the_end(
         "succeeded": 5,
         "failed": 2,
         "error": None,
-        "page": "http://localhost:8080/mlbatch/dags/dag/runs/run/tasks/task/-1",
+        "page": PAGE,
     }
 
 
@@ -109,7 +118,7 @@ def test_too_many_failed_records(
     text = str(failed.value)
     assert text.startswith(f"execution {execution_id}: 2 of 7 records failed, max_failed_records=")
     assert "record 6: ValueError: x is negative: -2.0" in text
-    assert text.endswith(f"; service 'fussy', version '1', see {page}")
+    assert text.endswith(f"; service 'fussy', version '1'{see(page)}")
     assert text.startswith(found["error"])
     assert (found["state"], found["failed"], found["succeeded"]) == ("complete", 2, 5)
     assert [failure["error"] for failure in found["first_failures"]] == [
@@ -145,7 +154,7 @@ def test_a_batch_that_cannot_meet_the_policy_any_more_is_stopped(
     assert f"execution {found['execution_id']}: 3 of 4 results so far are failures" in text
     assert "max_failed_records allows 2 of 5 records; the batch was cancelled (stop_early)" in text
     assert "x is negative: -1.0" in text
-    assert text.endswith(f", see {found['page']}")
+    assert text.endswith(f"version '1'{see(found['page'])}")
     assert (found["total"], found["completed"], found["failed"]) == (5, 4, 3)
     first: dict[str, Any] = {
         "index": None,
@@ -254,7 +263,7 @@ def test_the_results_task_leaves_a_summary_too(hook: MLBatchHook, context: dict[
     assert (bad["failed"], bad["succeeded"]) == (2, 5)
     assert good["first_failures"] == bad["first_failures"]
     assert str(failed.value).startswith(bad["error"])
-    assert str(failed.value).endswith(f"; service 'fussy', version '1', see {bad['page']}")
+    assert str(failed.value).endswith(f"; service 'fussy', version '1'{see(bad['page'])}")
 
 
 def test_where_pages_are_off_an_alert_leads_to_the_task(
@@ -266,6 +275,7 @@ def test_where_pages_are_off_an_alert_leads_to_the_task(
     assert summary_of(context)["page"] == "https://airflow/the/task"
 
 
+@pytest.mark.skipif(not AIRFLOW_V_3_1_PLUS, reason="the pages are off on Airflow 3.0")
 def test_the_address_is_that_of_airflow(
     context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_1_PLUS
 
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import event_of
@@ -136,6 +137,9 @@ def test_a_deferred_task_keeps_the_version(hook: MLBatchHook, context: dict[str,
     assert task.service_version == "2"
 
 
+@pytest.mark.skipif(
+    not AIRFLOW_V_3_1_PLUS, reason="running whole Dags asks things of Airflow that 3.0 cannot say"
+)
 def test_all_shards_of_a_table_have_one_version(
     hook: MLBatchHook, open_server: RunningServer, airflow_database: str, tmp_path: Path
 ) -> None:
