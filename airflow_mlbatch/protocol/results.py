@@ -34,6 +34,7 @@ __all__ = [
     "RecordBlock",
     "RecordResult",
     "ResultsSink",
+    "ResultsWriter",
     "StatusSink",
     "batch_document",
     "read_record_result",
@@ -537,6 +538,38 @@ def write_record_result(
         item["outputFiles"] = dict(files)
     # msgspec writes bytes as base64.
     return msgspec.json.encode(item)
+
+
+class ResultsWriter:
+    """Writes the results of many records that succeeded: what :func:`write_record_result` writes.
+
+    :param outputs: the declared outputs, in order
+    """
+
+    def __init__(self, outputs: Sequence[Parameter]) -> None:
+        names = [output.name for output in outputs]
+        self._names = names
+        fields = [f"f{place}" for place in range(len(names))]
+        self._outputs = msgspec.defstruct(
+            "Outputs", fields, rename=dict(zip(fields, names, strict=True)), gc=False
+        )
+
+    def write(self, columns: Mapping[str, Sequence[Any]], rows: range) -> bytes:
+        """The results of some rows, with commas between them.
+
+        :param columns: outputs by name, as JSON values
+        """
+        parts = [columns[name][rows.start : rows.stop] for name in self._names]
+        outputs = list(map(self._outputs, *parts)) if parts else [self._outputs()] * len(rows)
+        return msgspec.json.encode(list(map(_Succeeded, outputs)))[1:-1]
+
+
+class _Succeeded(msgspec.Struct, gc=False):
+    outputs: Any = msgspec.field(name="outputParameters")
+    success: bool = True
+    errorMessage: str = ""  # noqa: N815
+    consoleOutput: str = ""  # noqa: N815
+    changedFiles: tuple[()] = ()  # noqa: N815
 
 
 def batch_document(

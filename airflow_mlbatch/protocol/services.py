@@ -46,6 +46,8 @@ class Service:
     :param created_at: ``creationTime`` as the server spells it
     :param code: what runs for each record, where the server shows it
     :param init_code: what runs before that
+    :param is_vectorized: whether it takes many records at once; no description says so, the embedded
+        server knows it of its own services
     """
 
     name: str
@@ -62,6 +64,7 @@ class Service:
     my_permission: str = ""
     code: str = ""
     init_code: str = ""
+    is_vectorized: bool = False
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 

@@ -41,6 +41,7 @@ __all__ = ["main"]
 _READ_BYTES = 1024 * 1024
 # Between two pieces a chunk looks whether it should go on.
 _PIECE_SECONDS = 0.1
+_MOST_RECORDS = 10_000
 # A chunk that has gathered so much goes back before its time is up: it is in memory several times.
 _MOST_BYTES = 16 * 1024 * 1024
 _DISK_FULL = "the disk of the worker is full"
@@ -80,6 +81,10 @@ class _Scoring:
         if end < block.end:
             self.left.appendleft(block.part(end, block.end))
         return block.part(block.first, end)
+
+    def put_back(self, blocks: list[Block]) -> None:
+        """Records that were not scored come next, no block together with another."""
+        self.left.extendleft(block for block in reversed(blocks) if block.length)
 
     def take(self, outcomes: Block) -> None:
         """Records have outcomes."""
@@ -170,15 +175,14 @@ class _Host:
             if not await worker.run(work, records, scoring.take, scoring.wait_for_space):
                 await guests.bury(worker)
                 if not scoring.is_stopped:
-                    position, rest = worker.bequest()
+                    position, left = worker.bequest()
                     if position is not None:
                         scoring.fail(position, worker.cause_of_death)
-                    if rest.length:
-                        scoring.left.appendleft(rest)
+                    scoring.put_back(left)
             if loop.time() > end:
                 return
             each = max((loop.time() - began) / records.length, 1e-6)
-            size = max(1, min(int(_PIECE_SECONDS / each), 2 * size))
+            size = max(1, min(int(_PIECE_SECONDS / each), 2 * size, _MOST_RECORDS))
             if not scoring.is_over:
                 worker = await guests.get(loadable)
 

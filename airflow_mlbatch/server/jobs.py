@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from airflow_mlbatch.server.blocks import MOST_BLOCK_BYTES, Block
+from airflow_mlbatch.server.blocks import MOST_BLOCK_BYTES, Block, joined
 from airflow_mlbatch.server.programs import Program
 from airflow_mlbatch.server.store import Execution, Store
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import msgspec
 
 __all__ = ["Job", "Jobs"]
+
+# A call for many records should be large: it costs the same whatever it is for.
+_MOST_RECORDS_A_CALL, _MOST_BYTES_A_CALL, _GROWTH_OF_CALLS = 10_000, 1024 * 1024, 8
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,23 @@ class Pace:
 
 
 class _Run:
-    """Records in a row that wait to be handed out, cut open once."""
+    """Records in a row that wait to be handed out, cut open once.
 
-    def __init__(self, block: Block) -> None:
-        self._block = block
+    :param is_alone: whether they must not be handed out together with others
+    """
+
+    def __init__(self, block: Block, is_alone: bool = False) -> None:
+        self._block, self.is_alone = block, is_alone
         self._pieces: list[msgspec.Raw] = []
         self.first = block.first
 
     def __len__(self) -> int:
         return self._block.end - self.first
+
+    @property
+    def size(self) -> int:
+        """About so many bytes of text."""
+        return len(self._block.texts) * len(self) // self._block.length
 
     def take(self, count: int) -> Block:
         """The next so many records."""
@@ -75,6 +86,7 @@ class Job:
     :param failed_loads: how many workers in a row could not load that
     :param pace: how its tasks are cut
     :param suspects: records that a machine was lost with; an engine hands them out one by one
+    :param is_vectorized: whether a task is one call for all of its records
     """
 
     execution: Execution
@@ -91,6 +103,7 @@ class Job:
     failed_loads: int = 0
     pace: Pace = Pace()
     suspects: deque[Block] = field(default_factory=deque)
+    is_vectorized: bool = False
 
     @classmethod
     def of(
@@ -100,6 +113,7 @@ class Job:
         done_positions: Iterable[range],
         program: Program | None = None,
         pace: Pace = Pace(),
+        is_vectorized: bool = False,
     ) -> Job:
         """Take an execution up where it is."""
         done = bytearray(execution.total)
@@ -108,13 +122,22 @@ class Job:
         left = execution.total - sum(done)
         limit = min(execution.parallel_count, max_parallel)
         is_started = left < execution.total
-        return cls(execution, limit, done, left, is_started=is_started, program=program, pace=pace)
+        return cls(
+            execution,
+            limit,
+            done,
+            left,
+            is_started=is_started,
+            program=program,
+            pace=pace,
+            is_vectorized=is_vectorized,
+        )
 
     def has_work(self, store: Store) -> bool:
         """Whether there is a record to hand out now; reads ahead."""
         if self.is_cancelled or self.busy >= self.limit:
             return False
-        while not self.window and self.next_position < self.execution.total:
+        while self._wants_more() and self.next_position < self.execution.total:
             blocks = store.records(
                 self.execution.number, self.next_position, self.pace.window_bytes
             )
@@ -124,6 +147,12 @@ class Job:
             self.next_position = blocks[-1].end
             self.window.extend(_Run(part) for block in blocks for part in self.missing(block))
         return bool(self.window or self.suspects)
+
+    def _wants_more(self) -> bool:
+        if not self.window or not self.is_vectorized:
+            return not self.window
+        size, count = sum(run.size for run in self.window), sum(map(len, self.window))
+        return count < self.task_size and size < _MOST_BYTES_A_CALL
 
     def missing(self, block: Block) -> Iterator[Block]:
         """The parts of a block that have no outcome."""
@@ -152,16 +181,32 @@ class Job:
         return max(1, min(self.task_size, share))
 
     def _take(self, most: int) -> Block:
-        run = self.window[0]
-        size = min(most, len(run))
-        if size == len(run):
-            self.window.popleft()
-        return run.take(size)
+        is_alone = self.window[0].is_alone
+        blocks: list[Block] = []
+        while most:
+            run = self.window[0]
+            blocks.append(run.take(min(most, len(run))))
+            most -= blocks[-1].length
+            if not len(run):
+                self.window.popleft()
+            if not self.is_vectorized or is_alone or not self._goes_on_at(blocks[-1].end):
+                break
+        return joined(blocks)
 
-    def put_back(self, *blocks: Block) -> None:
-        """Records that were handed out and not scored come next, in this order."""
+    def _goes_on_at(self, position: int) -> bool:
+        return (
+            bool(self.window) and self.window[0].first == position and not self.window[0].is_alone
+        )
+
+    def put_back(self, *blocks: Block, are_alone: bool = False) -> None:
+        """Records that were handed out and not scored come next, in this order.
+
+        :param are_alone: whether each block has to be tried by itself
+        """
         if not self.is_cancelled:
-            self.window.extendleft(_Run(block) for block in reversed(blocks) if block.length)
+            self.window.extendleft(
+                _Run(block, are_alone) for block in reversed(blocks) if block.length
+            )
 
     def put_back_suspects(self, blocks: Iterable[Block]) -> None:
         """Records that a machine was lost with come next, one by one."""
@@ -184,9 +229,11 @@ class Job:
 
     def learn(self, seconds_per_record: float) -> None:
         """Choose the size of the next task by the time that the last one took."""
+        most, growth = self.pace.most_records, self.pace.growth
+        if self.is_vectorized:
+            most, growth = max(most, _MOST_RECORDS_A_CALL), max(growth, _GROWTH_OF_CALLS)
         wanted = int(self.pace.seconds / max(seconds_per_record, 1e-6))
-        most = min(self.pace.growth * self.task_size, self.pace.most_records)
-        self.task_size = max(1, min(wanted, most))
+        self.task_size = max(1, min(wanted, growth * self.task_size, most))
 
     def cancel(self) -> None:
         """Hand nothing out any more."""

@@ -122,10 +122,10 @@ class Outbox:
         if is_last or time.monotonic() - self._sent_at >= _WAIT_SECONDS:
             self.flush(is_last=is_last)
 
-    def put_again(self, position: int, *, is_last: bool = False) -> None:
-        """Say that a record has to be run again on a disk with space."""
+    def put_again(self, position: int, count: int = 1, *, is_last: bool = False) -> None:
+        """Say that records have to be run again on a disk with space."""
         self.flush()
-        self._send(Again(position, is_last))
+        self._send(Again(position, count, is_last))
 
     def flush(self, *, is_last: bool = False) -> None:
         """Send what waits."""

@@ -253,13 +253,13 @@ class ProcessEngine:
             desk.wake.set()
 
     def _after_death(self, worker: Worker, job: Job) -> None:
-        """Fail the record that the worker died on and hand its others out again."""
+        """Fail the record that the worker died on, where that is known, and hand the others out again."""
         if self._is_stopping and worker.is_killed:
             return
         position, left = worker.bequest()
         if position is not None:
             self._desk.fail(job, position, worker.cause_of_death)
-        job.put_back(left)
+        job.put_back(*left, are_alone=len(left) > 1)
 
     async def _run_call(self, worker: Worker, call: Call) -> bool:
         if call.answer.done():

@@ -21,7 +21,7 @@ import msgspec
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.protocol.documents import shown
 from airflow_mlbatch.protocol.services import Service
-from airflow_mlbatch.server.blocks import Block
+from airflow_mlbatch.server.blocks import Block, parts_of
 from airflow_mlbatch.server.outbox import Journal, shared_memory
 from airflow_mlbatch.server.wire import (
     LENGTH,
@@ -114,6 +114,7 @@ class Worker:
         self._take: Callable[[Block], None] | None = None
         self._task = self.unfinished = Block(0, 0, b"")
         self._next = 0
+        self._is_vectorized = False
         self.record_began = 0.0
         self.has_left = False
         self.cause_of_death = ""
@@ -166,12 +167,16 @@ class Worker:
 
         :param work: what the records belong to
         :param take: called with outcomes as they arrive
-        :param put_back: called with a record that has to be run again on a disk with space
+        :param put_back: called with records that have to be run again on a disk with space
         :return: whether the worker can take another task; if not, ``unfinished`` holds the records
             without an outcome, the one it died on first
         """
         self.purpose, self._take = work.purpose, take
         self._task, self._next = records, records.first
+        self._is_vectorized = any(
+            one.is_vectorized and (one.name, one.version) == (work.name, work.version)
+            for one in self.services
+        )
         self._journal.serial += 1
         self.record_began = asyncio.get_running_loop().time()
         try:
@@ -188,8 +193,8 @@ class Worker:
             if isinstance(message, Outcomes):
                 self._accept(Block(message.first, message.count, message.texts))
             elif isinstance(message, Again):
-                put_back(self._task.part(message.position, message.position + 1))
-                self._next = message.position + 1
+                self._next = message.first + message.count
+                put_back(self._task.part(message.first, self._next))
             else:
                 await self.end()
                 self._accept(self._journal.read())
@@ -213,15 +218,18 @@ class Worker:
         if asyncio.get_running_loop().time() - self.record_began > _LONG_SECONDS:
             self._accept(self._journal.read())
 
-    def bequest(self) -> tuple[int | None, Block]:
-        """What a dead worker leaves: the position of the record it died on, and those behind that.
+    def bequest(self) -> tuple[int | None, list[Block]]:
+        """What a dead worker leaves: the position of the record it died on, and what is tried next.
 
-        Who has left by itself died on none.
+        Who has left by itself died on none. Records that were scored in one call show which of them
+        it was when each of these blocks is tried by itself.
         """
         left = self.unfinished
-        if left.length and not self.has_left:
-            return left.first, left.part(left.first + 1, left.end)
-        return None, left
+        if self.has_left or not left.length:
+            return None, [left]
+        if left.length > 1 and self._is_vectorized:
+            return None, parts_of(left)
+        return left.first, [left.part(left.first + 1, left.end)]
 
     @property
     def is_alive(self) -> bool:

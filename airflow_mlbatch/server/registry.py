@@ -56,6 +56,7 @@ def service(
     outputs: Mapping[str, Any],
     artifacts: Sequence[str] = (),
     description: str = "",
+    vectorized: bool = False,
 ) -> Callable[[F], F]:
     """Publish a function as a web service.
 
@@ -74,6 +75,10 @@ def service(
         ``data.frame``)
     :param outputs: name and type of each output
     :param artifacts: names of the files that the function may leave in its folder
+    :param vectorized: call the function once for many records. It gets one ``pandas.DataFrame`` with
+        the inputs as columns and a row for each record, numbered from 0, and returns the outputs as
+        columns of the same length and order: a ``DataFrame``, a dict of columns or, with one output,
+        the bare column. Such a service has no artifacts
     :raises InputError: names the service and the word of the declaration that cannot be used
     """
     where = f"service {name!r} version {version!r}"
@@ -84,9 +89,16 @@ def service(
     takes = declared_parameters(where, "inputs", inputs)
     gives = declared_parameters(where, "outputs", outputs)
     files = declared_artifacts(where, artifacts)
+    if not isinstance(vectorized, bool):
+        raise InputError(f"{where}: found vectorized {vectorized!r:.80}, expected True or False")
+    if vectorized and files:
+        raise InputError(
+            f"{where}: found artifacts and vectorized=True, expected one of them: a file that is left "
+            "by a call for many records belongs to none of them"
+        )
 
     def publish(function: F) -> F:
-        _check_signature(where, function, takes)
+        _check_signature(where, function, takes, vectorized)
         operation_id = getattr(function, "__name__", type(function).__name__)
         about = description or inspect.getdoc(function) or ""
         shape = Service(
@@ -98,6 +110,7 @@ def service(
             operation_id=_sendable(operation_id),
             runtime_type="Python",
             description=_sendable(about),
+            is_vectorized=vectorized,
         )
         known = _published.get((name, version))
         if known is not None and _origin(known.function) != _origin(function):
@@ -160,13 +173,19 @@ def _import_source(source: str) -> None:
     spec.loader.exec_module(module)
 
 
-def _check_signature(where: str, function: Callable[..., Any], takes: Sequence[Parameter]) -> None:
+def _check_signature(
+    where: str, function: Callable[..., Any], takes: Sequence[Parameter], vectorized: bool
+) -> None:
     if inspect.iscoroutinefunction(function):
         raise InputError(f"{where}: found a coroutine function, expected a plain one")
     try:
-        inspect.signature(function).bind(**{parameter.name: None for parameter in takes})
+        signature = inspect.signature(function)
+        if vectorized:
+            signature.bind(None)
+        else:
+            signature.bind(**{parameter.name: None for parameter in takes})
     except TypeError as error:
-        told = ", ".join(parameter.name for parameter in takes)
+        told = "a DataFrame" if vectorized else ", ".join(parameter.name for parameter in takes)
         raise InputError(f"{where}: the function cannot be called with ({told}): {error}") from None
     except ValueError:
         # Some built-in functions tell no signature; the first record will show.

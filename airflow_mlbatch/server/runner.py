@@ -113,10 +113,16 @@ class Runner:
         :param program: what runs, where that was published over HTTP
         """
         pace = self._engines[-1].pace
-        job = Job.of(execution, self._max_parallel, done_positions, program, pace)
+        is_vectorized = program is None and self._is_vectorized(execution)
+        job = Job.of(execution, self._max_parallel, done_positions, program, pace, is_vectorized)
         if job.left:
             self._desk.jobs.add(job)
             self._desk.wake.set()
+
+    def _is_vectorized(self, execution: Execution) -> bool:
+        catalogue = self._desk.catalogue
+        entry = catalogue.get(execution.service, execution.version) if catalogue else None
+        return entry is not None and entry.service.is_vectorized
 
     def status(self, execution: Execution) -> BatchStatus:
         """What a poll is told: the stored counts, and of the running states the right one."""

@@ -39,6 +39,7 @@ class Described(msgspec.Struct, gc=False):
     artifacts: list[str]
     operation_id: str
     description: str
+    is_vectorized: bool
 
     @classmethod
     def of(cls, service: Service) -> Described:
@@ -51,6 +52,7 @@ class Described(msgspec.Struct, gc=False):
             list(service.artifacts),
             service.operation_id,
             service.description,
+            service.is_vectorized,
         )
 
     def service(self, **more: Any) -> Service:
@@ -64,6 +66,7 @@ class Described(msgspec.Struct, gc=False):
             operation_id=self.operation_id,
             runtime_type="Python",
             description=self.description,
+            is_vectorized=self.is_vectorized,
             **more,
         )
 
@@ -95,12 +98,15 @@ class Outcomes(msgspec.Struct, tag=True, gc=False):
 
 
 class Again(msgspec.Struct, tag=True, gc=False):
-    """A record has to be run again because the disk was full.
+    """Some records in a row have to be run again because the disk was full.
 
+    :param first: position of the first
+    :param count: how many there are
     :param is_last: as for :class:`Outcomes`
     """
 
-    position: int
+    first: int
+    count: int
     is_last: bool = False
 
 

@@ -176,7 +176,9 @@ def test_the_tutorials_run(name: str, airflow_database: str, tmp_path: Path) -> 
     ]
     options = ["--demo"]
     if name == "own_model":
-        (tmp_path / "services.py").write_text(steps.pop(0))
+        services = [text for text in steps if "@service(" in text]
+        (tmp_path / "services.py").write_text("\n\n".join(services))
+        steps = [text for text in steps if text not in services]
         options = ["--services", str(tmp_path / "services.py"), "--workers", "1"]
     dags = tmp_path / "dags"
     dags.mkdir()
@@ -312,20 +314,22 @@ def test_the_readme_names_every_field_of_the_connection() -> None:
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "server.md"])
 def test_the_services_shown_can_be_served(page: Path, tmp_path: Path) -> None:
-    text = blocks(page, "python")[-1]
-    (tmp_path / "services.py").write_text(text)
+    shown = [text for text in blocks(page, "python") if "@service(" in text]
+    (tmp_path / "services.py").write_text("\n\n".join(shown))
     options = ("--services", str(tmp_path / "services.py"), "--workers", "1")
     with running_server(*options, data_dir=tmp_path / "data") as server:
         settings = Connection.from_json(connection_to(server))
         hook = MLBatchHook()
         hook._settings = read_settings(settings, {})
-        (service,) = hook.list_services()
+        services = hook.list_services()
+        assert len(services) == len(shown)
         values = {"numeric": 2.0, "vector": ["red"]}
-        inputs = {each.name: values[each.type] for each in service.inputs}
-        result = hook.consume(service.name, service.version, inputs)
+        for service in services:
+            inputs = {each.name: values[each.type] for each in service.inputs}
+            result = hook.consume(service.name, service.version, inputs)
+            assert result.success, result.error
+            assert set(result.outputs) == {each.name for each in service.outputs}
         hook.close()
-    assert result.success, result.error
-    assert set(result.outputs) == {each.name for each in service.outputs}
 
 
 PROMPT = ("services", "batches", "status", "results", "artifacts", "cancel", "test")

@@ -7,6 +7,7 @@ import time
 import uuid
 from pathlib import Path
 
+import pandas as pd
 import psutil
 
 from airflow_mlbatch.server import service
@@ -36,6 +37,14 @@ def exit_at_seven(n: int) -> int:
     if n == 7:
         os._exit(3)
     return n
+
+
+@service("exit columns", "1", inputs={"n": int}, outputs={"n": int, "of": int}, vectorized=True)
+def exit_at_nines(table: pd.DataFrame) -> dict[str, object]:
+    """Ends its process at some records; tells for how many it was called."""
+    if (table["n"] % 50 == 49).any():
+        os._exit(3)
+    return {"n": table["n"], "of": [len(table)] * len(table)}
 
 
 @service("hang", "1", inputs={"n": int}, outputs={"n": int})

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from airflow_mlbatch.server import service
 
 NUMBER = {"x": float}
@@ -219,3 +221,79 @@ def leak(mib: int) -> int:
 @service("no outputs", "1", inputs={}, outputs={})
 def no_outputs() -> None:
     """Nothing in, nothing out."""
+
+
+@service("columns", "1", inputs={"x": float}, outputs={"y": float, "calls": int}, vectorized=True)
+def columns(table: pd.DataFrame) -> dict[str, Any]:
+    """Twice the numbers, and for how many records it was called."""
+    return {"y": 2 * table["x"], "calls": [len(table)] * len(table)}
+
+
+@service(
+    "column types",
+    "1",
+    inputs={
+        "a": bool,
+        "b": int,
+        "c": float,
+        "d": str,
+        "e": list,
+        "f": "matrix",
+        "g": "data.frame",
+    },
+    outputs={
+        "a": bool,
+        "b": int,
+        "c": float,
+        "d": str,
+        "e": list,
+        "f": "matrix",
+        "g": dict,
+        "kinds": str,
+    },
+    vectorized=True,
+)
+def column_types(table: pd.DataFrame) -> pd.DataFrame:
+    """Everything back, and what the columns were."""
+    table["kinds"] = " ".join(map(str, table.dtypes))
+    return table
+
+
+COLUMN_MOODS: dict[str, Callable[[pd.DataFrame], Any]] = {
+    "raise": lambda table: _raise(),
+    "exit": lambda table: os._exit(3),
+    "hang": lambda table: time.sleep(600),
+    "print": lambda table: print(f"{len(table)} records", end=""),
+    "note": lambda table: _note(),
+}
+COLUMN_ANSWERS: dict[str, Callable[[pd.DataFrame], Any]] = {
+    "undeclared": lambda table: {"answer": table["mood"], "more": table["mood"]},
+    "missing": lambda table: {},
+    "short": lambda table: list(table["mood"])[1:],
+    "scalar": lambda table: "yes",
+    "scalar in a dict": lambda table: {"answer": "yes"},
+    "misfit": lambda table: [7 if mood == "misfit" else mood for mood in table["mood"]],
+    "shuffled": lambda table: table["mood"][::-1],
+    "twice": lambda table: table[["mood", "mood"]].set_axis(["answer", "answer"], axis=1),
+    "array": lambda table: table["mood"].to_numpy(),
+    "frame": lambda table: table.rename(columns={"mood": "answer"}),
+}
+
+
+@service("moody columns", "1", inputs={"mood": str}, outputs={"answer": str}, vectorized=True)
+def moody_columns(table: pd.DataFrame) -> Any:
+    """Does what any of its records tells it."""
+    moods = set(table["mood"])
+    for mood, act in COLUMN_MOODS.items():
+        if mood in moods:
+            act(table)
+    for mood, answer in COLUMN_ANSWERS.items():
+        if mood in moods:
+            return answer(table)
+    return table["mood"]
+
+
+@service("no columns", "1", inputs={}, outputs={}, vectorized=True)
+def no_columns(table: pd.DataFrame) -> None:
+    """Nothing in, nothing out."""
+    assert list(table.columns) == []

@@ -155,6 +155,15 @@ def test_a_record_that_kills_its_process_fails_alone(place: Place) -> None:
     assert results[7]["errorMessage"] == "the worker process ended with exit code 3"
 
 
+def test_records_that_end_a_call_for_many_fail_alone(place: Place) -> None:
+    results = place.api.score("exit columns", records(200))
+    failed = {n: one["errorMessage"] for n, one in enumerate(results) if not one["success"]}
+    assert failed == dict.fromkeys([49, 99, 149, 199], "the worker process ended with exit code 3")
+    scored = [one["outputParameters"] for one in results if one["success"]]
+    assert [one["n"] for one in scored] == [n for n in range(200) if n % 50 != 49]
+    assert max(one["of"] for one in scored) > 1
+
+
 def test_a_cancellation_ends_the_processes_on_every_machine(place: Place) -> None:
     path = place.api.start("hang", records(5))
     wait_until(lambda: len(list(place.traces.iterdir())) == 2)
