@@ -18,6 +18,7 @@ from airflow_mlbatch.errors import (
 )
 from airflow_mlbatch.hooks.task_fate import is_ended
 from airflow_mlbatch.operators.batch_score import EXECUTION_ID_KEY, BatchScoreOperator
+from airflow_mlbatch.operators.decorated import MLBatchDecoratedOperator
 from airflow_mlbatch.operators.siblings import BATCH_XCOM
 from airflow_mlbatch.protocol.orphans import EndedTask
 
@@ -26,6 +27,13 @@ __all__ = ["AirflowApi", "ApiRecords"]
 _TIMEOUTS = (10.0, 60.0)  # Seconds to connect, and to wait for bytes.
 _PAGE = 100
 _ERRORS = {401: AuthenticationError, 403: ForbiddenError, 404: NotFoundError}
+
+# What Airflow's API calls the class of a task: of a decorated one, what it shows to people.
+_SCORE_CLASSES = (
+    BatchScoreOperator.__name__,
+    MLBatchDecoratedOperator.__name__,
+    MLBatchDecoratedOperator.custom_operator_name,
+)
 
 
 class AirflowApi:
@@ -135,7 +143,8 @@ class AirflowApi:
 class ApiRecords:
     """Asks Airflow's REST API; see :class:`airflow_mlbatch.protocol.orphans.AirflowRecords`.
 
-    :param task_ids: the tasks to look at; without any, all tasks of the class ``BatchScoreOperator``
+    :param task_ids: the tasks to look at; without any, all tasks of the class ``BatchScoreOperator``, and
+        those of ``@task.mlbatch``
     :param on_progress: called with how many task instances were looked at, and how many there are
     """
 
@@ -177,7 +186,7 @@ class ApiRecords:
         if self._task_ids:
             return found["task_id"] in self._task_ids
         # Airflow 3.0 knows no operator_name, which is the same unless an operator names itself.
-        return bool(found["operator"] == BatchScoreOperator.__name__)
+        return found["operator"] in _SCORE_CLASSES
 
 
 def _check_url(url: str) -> None:

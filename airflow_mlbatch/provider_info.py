@@ -33,6 +33,12 @@ def get_provider_info() -> dict[str, Any]:
         "operators": _modules("airflow_mlbatch.operators"),
         "sensors": _modules("airflow_mlbatch.sensors"),
         "triggers": _modules("airflow_mlbatch.triggers"),
+        "task-decorators": [
+            {
+                "name": "mlbatch",
+                "class-name": "airflow_mlbatch.operators.decorated.mlbatch_task",
+            }
+        ],
         "extra-links": ["airflow_mlbatch.links.BatchExecutionLink"],
         "config": {
             "mlbatch": {

@@ -18,16 +18,16 @@ __all__ = ["ResultDicts", "check_output_names"]
 _OWN_KEYS = ("index", "success", "error")
 
 
-def check_output_names(outputs: Sequence[Parameter]) -> None:
+def check_output_names(outputs: Sequence[Parameter], remedy: str) -> None:
     """Whether the outputs leave room for the keys that are added.
 
+    :param remedy: what to do where they do not; the end of the error's sentence
     :raises InputError: an output has the name of one of them
     """
     clashes = [each.name for each in outputs if each.name in _OWN_KEYS]
     if clashes:
         raise InputError(
-            f"output_path: found nothing, but the output {clashes[0]!r} has the name of a key "
-            "that the XCom adds; expected a path, where the added columns have other names"
+            f"the output {clashes[0]!r} has the name of a key that the XCom adds; {remedy}"
         )
 
 

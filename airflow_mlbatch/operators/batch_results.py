@@ -291,7 +291,9 @@ class BatchResultsOperator(BatchTask, BaseOperator):
     ) -> list[dict[str, Any]]:
         from airflow_mlbatch.datasets.result_dicts import ResultDicts, check_output_names
 
-        check_output_names(service.outputs)
+        check_output_names(
+            service.outputs, "give output_path: the columns that a table adds have other names"
+        )
         tries = rescoring.run(self.execution_id, service.inputs, source)
         results = ResultDicts()
         rescoring.read(

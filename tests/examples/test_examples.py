@@ -228,6 +228,11 @@ def test_many_tables(ran: Ran) -> None:
     assert len({str(table["answer"]) for table in tables.values()}) == 1
 
 
+def test_taskflow(ran: Ran) -> None:
+    assert "scored [11, 7, 14] cars" in ran.log
+    assert len(read_csv(ran.data / "scored" / "taskflow" / "scores.csv")) == 32
+
+
 def test_large_table(ran: Ran) -> None:
     folder = ran.data / "scored" / "large"
     manifest = json.loads((folder / "manifest.json").read_text())
