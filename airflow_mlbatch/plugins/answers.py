@@ -5,7 +5,8 @@ Law: every failure is a sentence that somebody who looks at a page understands.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -20,7 +21,16 @@ from airflow_mlbatch.plugins.notes import Batch, BatchTask
 from airflow_mlbatch.plugins.servers import BusyError, sentence
 from airflow_mlbatch.plugins.shell import CONTENT_SECURITY_POLICY, message_page
 
-__all__ = ["as_json", "base_of", "batch_of", "explained", "guarded", "problem", "task_of"]
+__all__ = [
+    "as_json",
+    "asking_about",
+    "base_of",
+    "batch_of",
+    "explained",
+    "guarded",
+    "reading_storage",
+    "task_of",
+]
 
 
 def task_of(dag_id: str, run_id: str, task_id: str, map_index: int) -> BatchTask:
@@ -49,14 +59,38 @@ def as_json(value: Any) -> Response:
     return Response(msgspec.json.encode(value, enc_hook=str), media_type="application/json")
 
 
-def problem(error: MLBatchError, batch: Batch) -> HTTPException:
-    """An error of a server as the answer to a request, in a sentence."""
-    if isinstance(error, BusyError):
-        return HTTPException(503, str(error), headers={"Retry-After": "1"})
-    if isinstance(error, ExecutionNotFoundError):
-        return HTTPException(410, sentence(error, batch.conn_id))
-    status = 404 if isinstance(error, NotFoundError) else 502
-    return HTTPException(status, sentence(error, batch.conn_id))
+@contextmanager
+def asking_about(batch: Batch) -> Iterator[None]:
+    """Errors of a scoring server become the answer to the request, in a sentence.
+
+    :raises HTTPException: for each :class:`MLBatchError`
+    """
+    try:
+        yield
+    except BusyError as error:
+        raise _busy(error) from error
+    except MLBatchError as error:
+        gone = 410 if isinstance(error, ExecutionNotFoundError) else 404
+        status = gone if isinstance(error, NotFoundError) else 502
+        raise HTTPException(status, sentence(error, batch.conn_id)) from error
+
+
+@contextmanager
+def reading_storage() -> Iterator[None]:
+    """The same for errors of a storage.
+
+    :raises HTTPException: for each :class:`MLBatchError` and :class:`OSError`
+    """
+    try:
+        yield
+    except BusyError as error:
+        raise _busy(error) from error
+    except (MLBatchError, OSError) as error:
+        raise HTTPException(502, f"The API server cannot read the table: {error}") from error
+
+
+def _busy(error: BusyError) -> HTTPException:
+    return HTTPException(503, str(error), headers={"Retry-After": "1"})
 
 
 async def guarded(

@@ -15,7 +15,6 @@ from fastapi import FastAPI, HTTPException, Path, Query, Request
 from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from airflow_mlbatch.errors import MLBatchError
 from airflow_mlbatch.plugins import groups, notes
 from airflow_mlbatch.plugins.access import (
     CANCELS,
@@ -27,18 +26,19 @@ from airflow_mlbatch.plugins.access import (
 )
 from airflow_mlbatch.plugins.answers import (
     as_json,
+    asking_about,
     base_of,
     batch_of,
     explained,
     guarded,
-    problem,
+    reading_storage,
     task_of,
 )
 from airflow_mlbatch.plugins.artifacts import MAX_BYTES, file_headers
 from airflow_mlbatch.plugins.board import INTERVAL_SECONDS, Board
 from airflow_mlbatch.plugins.notes import Batch, BatchTask
 from airflow_mlbatch.plugins.records import Beginnings
-from airflow_mlbatch.plugins.servers import BusyError, Servers
+from airflow_mlbatch.plugins.servers import Servers
 from airflow_mlbatch.plugins.shell import asset, page
 from airflow_mlbatch.plugins.tables import PAGE_ROWS, StoredTables, WrittenTable
 from airflow_mlbatch.protocol.results import BatchStatus
@@ -181,10 +181,8 @@ def _add_batch(app: FastAPI, servers: Servers, board: Board, beginnings: Beginni
     @app.get(TASK + "/records", dependencies=READS)
     def records(dag_id: str, run_id: str, task_id: str, map_index: MapIndex) -> Response:
         batch = batch_of(dag_id, run_id, task_id, map_index)
-        try:
+        with asking_about(batch):
             content = beginnings.read(batch)
-        except MLBatchError as error:
-            raise problem(error, batch) from error
         return Response(content, media_type="application/json")
 
     @app.get(TASK + "/records/{index}/files/{file_name:path}", dependencies=READS)
@@ -197,31 +195,25 @@ def _add_batch(app: FastAPI, servers: Servers, board: Board, beginnings: Beginni
         file_name: str,
     ) -> Response:
         batch = batch_of(dag_id, run_id, task_id, map_index)
-        try:
-            with servers.asked(batch.conn_id) as hook:
-                content = hook.get_artifact(
-                    batch.service_name,
-                    batch.service_version,
-                    batch.execution_id,
-                    index,
-                    file_name,
-                    max_bytes=MAX_BYTES,
-                )
-        except MLBatchError as error:
-            raise problem(error, batch) from error
+        with asking_about(batch), servers.asked(batch.conn_id) as hook:
+            content = hook.get_artifact(
+                batch.service_name,
+                batch.service_version,
+                batch.execution_id,
+                index,
+                file_name,
+                max_bytes=MAX_BYTES,
+            )
         return Response(content, headers=file_headers(file_name, content))
 
     @app.post(TASK + "/cancel", dependencies=CANCELS)
     def cancel(user: User, dag_id: str, run_id: str, task_id: str, map_index: MapIndex) -> Response:
         batch = batch_of(dag_id, run_id, task_id, map_index)
         notes.log_action("mlbatch_cancel", user, dag_id, run_id, task_id, map_index)
-        try:
-            with servers.asked(batch.conn_id) as hook:
-                was_there = hook.cancel_batch(
-                    batch.service_name, batch.service_version, batch.execution_id
-                )
-        except MLBatchError as error:
-            raise problem(error, batch) from error
+        with asking_about(batch), servers.asked(batch.conn_id) as hook:
+            was_there = hook.cancel_batch(
+                batch.service_name, batch.service_version, batch.execution_id
+            )
         board.forget(batch)
         return as_json({"was_there": was_there})
 
@@ -264,10 +256,8 @@ def _add_tables(app: FastAPI, servers: Servers, stored: StoredTables) -> None:
     def written(task: BatchTask) -> list[WrittenTable]:
         if task.batch is None:
             return []
-        try:
+        with reading_storage():
             return stored.written(notes.writers_of(task), task.batch.execution_id)
-        except (MLBatchError, OSError) as error:
-            raise _storage_problem(error) from error
 
     @app.get(TASK + "/tables", dependencies=READS)
     def tables(dag_id: str, run_id: str, task_id: str, map_index: MapIndex) -> Response:
@@ -287,10 +277,8 @@ def _add_tables(app: FastAPI, servers: Servers, stored: StoredTables) -> None:
         table = next((each for each in written(task) if each.name == name), None)
         if table is None:
             raise HTTPException(404, "No table of this name holds the results of this batch now.")
-        try:
+        with reading_storage():
             content = stored.rows(table, offset)
-        except (MLBatchError, OSError) as error:
-            raise _storage_problem(error) from error
         return Response(content, media_type="application/json")
 
     @app.get(TASK + "/inputs", dependencies=READS)
@@ -306,22 +294,11 @@ def _add_tables(app: FastAPI, servers: Servers, stored: StoredTables) -> None:
         if starter is None or starter.batch is None:
             return as_json(None)
         batch = starter.batch
-        try:
-            with servers.asked(batch.conn_id) as hook:
-                service = hook.get_service(batch.service_name, batch.service_version)
-        except MLBatchError as error:
-            raise problem(error, batch) from error
-        try:
+        with asking_about(batch), servers.asked(batch.conn_id) as hook:
+            service = hook.get_service(batch.service_name, batch.service_version)
+        with reading_storage():
             content = stored.inputs(notes.rendered_fields(starter), service, sorted(set(index)))
-        except (MLBatchError, OSError) as error:
-            raise _storage_problem(error) from error
         return Response(content or b"null", media_type="application/json")
-
-
-def _storage_problem(error: MLBatchError | OSError) -> HTTPException:
-    if isinstance(error, BusyError):
-        return HTTPException(503, str(error), headers={"Retry-After": "1"})
-    return HTTPException(502, f"The API server cannot read the table: {error}")
 
 
 # --- what the scripts are told about a batch ------------------------------------------------------

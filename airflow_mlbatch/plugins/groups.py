@@ -13,10 +13,11 @@ from typing import Any
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from airflow.utils.session import create_session
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
+from sqlalchemy.orm import aliased
 
 from airflow_mlbatch.links.batch_note import PLANNED_KEY
-from airflow_mlbatch.plugins.notes import BatchTask, find_task
+from airflow_mlbatch.plugins.notes import SAME_TASK, BatchTask, find_task, state_text
 
 __all__ = ["Shard", "find_table", "shards_of", "summary", "table_of"]
 
@@ -121,26 +122,37 @@ def _commit_state(plan: BatchTask) -> str | None:
         TaskInstance.task_id == str(plan.note.get("commit_task_id")),
     )
     with create_session() as session:
-        return _text(session.scalar(query))
+        return state_text(session.scalar(query))
 
 
 def _count_shards(plan: BatchTask) -> dict[str, int]:
-    """How many shards of a table are done, failed, active, and waiting."""
-    score, write = _task_ids(plan)
-    query = select(TaskInstance.map_index, TaskInstance.task_id, TaskInstance.state).where(
-        TaskInstance.dag_id == plan.dag_id,
-        TaskInstance.run_id == plan.run_id,
-        TaskInstance.task_id.in_((score, write)),
-        TaskInstance.map_index >= 0,
+    """How many shards of a table are done, failed, active, and waiting; counted by the database."""
+    score_id, write_id = _task_ids(plan)
+    score, write = aliased(TaskInstance), aliased(TaskInstance)
+    same_shard = and_(
+        write.dag_id == score.dag_id,
+        write.run_id == score.run_id,
+        write.task_id == write_id,
+        write.map_index == score.map_index,
     )
-    found: dict[int, dict[str, str | None]] = {}
-    with create_session() as session:
-        for map_index, task_id, state in session.execute(query):
-            found.setdefault(map_index, {})[task_id] = _text(state)
+    query = (
+        select(score.state, write.state, func.count())
+        .select_from(score)
+        .outerjoin(write, same_shard)
+        .where(
+            score.dag_id == plan.dag_id,
+            score.run_id == plan.run_id,
+            score.task_id == score_id,
+            score.map_index >= 0,
+        )
+        .group_by(score.state, write.state)
+    )
     counts = dict.fromkeys(("done", "failed", "active", "waiting"), 0)
-    for states in found.values():
-        counts[_state(states.get(score), states.get(write))] += 1
-    counts["waiting"] += max(0, _planned(plan) - len(found))
+    with create_session() as session:
+        for of_score, of_write, number in session.execute(query):
+            counts[_state(state_text(of_score), state_text(of_write))] += number
+    # Airflow makes the task instances some moments after the plan.
+    counts["waiting"] += max(0, _planned(plan) - sum(counts.values()))
     return counts
 
 
@@ -161,7 +173,7 @@ def shards_of(plan: BatchTask, offset: int, limit: int) -> list[Shard]:
             shard.start, shard.stop = _range(planned)
         for map_index, task_id, state in session.execute(tasks):
             role = "score" if task_id == score else "write"
-            shards[map_index].states[role] = _text(state)
+            shards[map_index].states[role] = state_text(state)
         for map_index, part in session.execute(written):
             _add_part(shards[map_index], part)
     return list(shards.values())
@@ -185,13 +197,7 @@ def _parts(plan: BatchTask) -> Any:
     _, write = _task_ids(plan)
     return (
         select(XComModel.map_index, XComModel.value)
-        .join(
-            TaskInstance,
-            (TaskInstance.dag_id == XComModel.dag_id)
-            & (TaskInstance.run_id == XComModel.run_id)
-            & (TaskInstance.task_id == XComModel.task_id)
-            & (TaskInstance.map_index == XComModel.map_index),
-        )
+        .join(TaskInstance, SAME_TASK)
         .where(
             XComModel.dag_id == plan.dag_id,
             XComModel.run_id == plan.run_id,
@@ -232,7 +238,3 @@ def _task_ids(plan: BatchTask) -> tuple[str, str]:
 def _planned(plan: BatchTask) -> int:
     shards = plan.note.get("shards")
     return shards if isinstance(shards, int) else 0
-
-
-def _text(state: Any) -> str | None:
-    return None if state is None else str(getattr(state, "value", state))

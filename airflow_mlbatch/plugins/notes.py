@@ -23,6 +23,7 @@ from sqlalchemy.orm import aliased
 from airflow_mlbatch.links.batch_note import PLANNED_KEY, STARTED_KEY, WATCHED_KEY
 
 __all__ = [
+    "SAME_TASK",
     "Batch",
     "BatchTask",
     "dags_with_batches",
@@ -31,6 +32,7 @@ __all__ = [
     "rendered_fields",
     "services_of",
     "starter_of",
+    "state_text",
     "writers_of",
 ]
 
@@ -92,7 +94,7 @@ _COLUMNS = (
     TaskInstance.start_date,
     TaskInstance.end_date,
 )
-_SAME_TASK = and_(
+SAME_TASK = and_(
     XComModel.dag_id == TaskInstance.dag_id,
     XComModel.run_id == TaskInstance.run_id,
     XComModel.task_id == TaskInstance.task_id,
@@ -113,7 +115,7 @@ def find_task(
     """
     query = (
         select(*_COLUMNS, XComModel.key, XComModel.value)
-        .outerjoin(XComModel, and_(_SAME_TASK, XComModel.key.in_(keys)))
+        .outerjoin(XComModel, and_(SAME_TASK, XComModel.key.in_(keys)))
         .where(
             TaskInstance.dag_id == dag_id,
             TaskInstance.run_id == run_id,
@@ -170,7 +172,7 @@ def list_tasks(
     columns = [shown_state if each is TaskInstance.state else each for each in _COLUMNS]
     joined = (
         select(*columns, XComModel.key, XComModel.value)
-        .join(XComModel, _SAME_TASK)
+        .join(XComModel, SAME_TASK)
         .outerjoin(commit, same_commit)
         .where(*wanted)
     )
@@ -263,13 +265,8 @@ def starter_of(task: BatchTask) -> BatchTask | None:
         return None
     query = (
         select(*_COLUMNS, XComModel.key, XComModel.value)
-        .join(XComModel, _SAME_TASK)
-        .where(
-            XComModel.dag_id == task.dag_id,
-            XComModel.run_id == task.run_id,
-            XComModel.key == STARTED_KEY,
-            XComModel.value["execution_id"].as_string() == task.batch.execution_id,
-        )
+        .join(XComModel, SAME_TASK)
+        .where(*_about(task, task.batch), XComModel.key == STARTED_KEY)
         .limit(1)
     )
     with create_session() as session:
@@ -291,12 +288,10 @@ def writers_of(task: BatchTask) -> list[dict[str, Any]]:
     query = (
         select(fields.rendered_fields)
         .join(XComModel, same_task)
-        .join(TaskInstance, _SAME_TASK)
+        .join(TaskInstance, SAME_TASK)
         .where(
-            XComModel.dag_id == task.dag_id,
-            XComModel.run_id == task.run_id,
+            *_about(task, task.batch),
             XComModel.key == WATCHED_KEY,
-            XComModel.value["execution_id"].as_string() == task.batch.execution_id,
             TaskInstance.state == "success",
         )
         .order_by(XComModel.task_id)
@@ -305,6 +300,15 @@ def writers_of(task: BatchTask) -> list[dict[str, Any]]:
     with create_session() as session:
         found = list(session.scalars(query))
     return [dict(each) for each in found if isinstance(each, dict) and each.get("output_path")]
+
+
+def _about(task: BatchTask, batch: Batch) -> list[Any]:
+    """Notes of the task's run about a batch."""
+    return [
+        XComModel.dag_id == task.dag_id,
+        XComModel.run_id == task.run_id,
+        XComModel.value["execution_id"].as_string() == batch.execution_id,
+    ]
 
 
 def _task(row: Any) -> BatchTask:
@@ -316,13 +320,18 @@ def _task(row: Any) -> BatchTask:
         run_id=run_id,
         task_id=task_id,
         map_index=map_index,
-        state=None if state is None else str(getattr(state, "value", state)),
+        state=state_text(state),
         start=start,
         end=end,
         batch=_batch(note),
         note=note,
         is_table=key == PLANNED_KEY,
     )
+
+
+def state_text(state: Any) -> str | None:
+    """The state of a task instance; some versions of Airflow give a member of an enumeration."""
+    return None if state is None else str(getattr(state, "value", state))
 
 
 def _note(value: Any) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class WrittenTable:
 
     :param name: ``table`` or ``rejects``
     :param path: a path object
-    :param format: of the file, where its name does not tell it
+    :param format: of the file; ``None`` where its name tells it
     :param rows: how many of its rows are this batch's
     """
 
@@ -92,9 +92,9 @@ class StoredTables:
                 names = opened.schema.names
                 shown = names[:_MOST_COLUMNS]
                 rows = [
-                    [_shown(row[place]) for place in range(len(shown))]
+                    list(map(_shown, row))
                     for batch in opened.batches
-                    for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+                    for row in zip(*(batch[name].to_pylist() for name in shown), strict=True)
                 ]
         page = {
             "columns": shown,
@@ -160,26 +160,19 @@ def _written(writer: Mapping[str, Any], execution_id: str) -> Iterator[WrittenTa
     manifest = _manifest(output / MANIFEST_NAME if is_part else manifest_path(output))
     if execution_id not in manifest.get("execution_ids", ()):
         return
-    format_name = writer.get("format")
-    if is_part:
-        # The parts of a dataset are listed with the batches that they come from.
-        parts = [part for part in manifest["files"] if execution_id in part["execution_ids"]]
-        for part in parts:
-            yield WrittenTable("table", output / part["name"], format_name, part["rows"])
-            yield from _rejects_of_part(writer, part)
+    rejects_path = writer.get("rejects_path")
+    rejects = rejects_path and location(rejects_path, writer.get("rejects_conn_id"))
+    if not is_part:
+        yield WrittenTable("table", output, writer.get("format"), manifest["rows"])
+        if rejects and manifest["rejects"]:
+            yield WrittenTable("rejects", rejects, None, manifest["rejects"]["rows"])
         return
-    yield WrittenTable("table", output, format_name, manifest["rows"])
-    rejects = manifest.get("rejects")
-    if rejects and writer.get("rejects_path"):
-        path = location(writer["rejects_path"], writer.get("rejects_conn_id"))
-        yield WrittenTable("rejects", path, format_name, rejects["rows"])
-
-
-def _rejects_of_part(writer: Mapping[str, Any], part: Mapping[str, Any]) -> Iterator[WrittenTable]:
-    if not part["failed"] or not writer.get("rejects_path"):
-        return
-    folder = location(writer["rejects_path"], writer.get("rejects_conn_id"))
-    yield WrittenTable("rejects", folder / part["name"], writer.get("format"), part["failed"])
+    # The parts of a dataset are listed with the batches that they come from. Their names tell the format.
+    for part in manifest["files"]:
+        if execution_id in part["execution_ids"]:
+            yield WrittenTable("table", output / part["name"], None, part["rows"])
+            if rejects and part["failed"]:
+                yield WrittenTable("rejects", rejects / part["name"], None, part["failed"])
 
 
 def _manifest(path: Any) -> Mapping[str, Any]:

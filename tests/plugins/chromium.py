@@ -49,6 +49,8 @@ def chromium() -> Iterator[Any]:
 def log_in(browser: Any, root: str, token: str, theme: str = "light") -> None:
     """Hold a login's cookie, and the choice of light or dark that Airflow's pages keep."""
     browser.get(f"{root}/api/v2/version")
+    # The page of an earlier test went on to ask about a task that the test had removed.
+    browser.get_log("browser")
     path = urlsplit(root).path or "/"
     browser.add_cookie({"name": "_token", "value": token, "path": path, "httpOnly": True})
     browser.execute_script("localStorage.setItem('theme', arguments[0])", theme)

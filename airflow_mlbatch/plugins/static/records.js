@@ -17,9 +17,10 @@ export class Records {
     this.told = null;
     this.onlyFailed = false;
     this.page = 0;
-    // Inputs by the index of their record, as far as they were asked for; null where there are none.
+    // Inputs by the index of their record, as far as they were asked for.
     this.inputs = new Map();
     this.inputNames = [];
+    this.hasInputs = true;
     this.stored = new StoredTables(path);
   }
 
@@ -129,7 +130,7 @@ export class Records {
   /** Asks for the inputs of the records that are shown, and shows them when they come. */
   async readInputs(shown) {
     const missing = shown.map((record) => record.index).filter((index) => !this.inputs.has(index));
-    if (missing.length === 0) return;
+    if (missing.length === 0 || !this.hasInputs) return;
     missing.forEach((index) => this.inputs.set(index, null));
     const query = missing.map((index) => `index=${index}`).join("&");
     let found;
@@ -141,7 +142,8 @@ export class Records {
       return;
     }
     // The batch was not made from a table.
-    if (found === null) return;
+    this.hasInputs = found !== null;
+    if (!this.hasInputs) return;
     this.inputNames = found.columns;
     missing.forEach((index, place) => this.inputs.set(index, found.rows[place]));
     this.showTable();

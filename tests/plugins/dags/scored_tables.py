@@ -30,7 +30,9 @@ with DAG(dag_id="scored_tables", schedule=None) as dag:
         columns={"x": "speed"},
         row_range=[10, 130],
         output_path=str(FOLDER / "scored.parquet"),
-        rejects_path=str(FOLDER / "rejects.parquet"),
+        # Not in the format of the table: the rejects have that of their name.
+        format="parquet",
+        rejects_path=str(FOLDER / "rejects.csv"),
         max_failed_records=0.5,
         **SERVICE,
     )
