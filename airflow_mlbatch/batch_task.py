@@ -1,8 +1,8 @@
 """What the tasks about one batch have in common: a hook, a link, and an end that comes too soon.
 
 Law: :meth:`BatchTask._cancel_once` is the only place in a worker that sends the DELETE of an unwanted
-batch, and it sends it once; a task that was told to stop starts nothing. What decides about it is the task's fate (see
-:mod:`airflow_mlbatch.hooks.task_fate`), never the signal alone.
+batch, and it sends it once. A task that was told to stop starts nothing and writes nothing. What decides
+about the batch is the task's fate (see :mod:`airflow_mlbatch.hooks.task_fate`), never the signal alone.
 """
 
 from __future__ import annotations
