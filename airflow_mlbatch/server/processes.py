@@ -168,8 +168,7 @@ class Worker:
         :param work: what the records belong to
         :param take: called with outcomes as they arrive
         :param put_back: called with records that have to be run again on a disk with space
-        :return: whether the worker can take another task; if not, ``unfinished`` holds the records
-            without an outcome, the one it died on first
+        :return: whether the worker can take another task; if not, :meth:`bequest` tells what is left
         """
         self.purpose, self._take = work.purpose, take
         self._task, self._next = records, records.first
@@ -182,19 +181,26 @@ class Worker:
         try:
             self._writer.write(frame(work.task(self._journal.serial, records)))
             return await self._heard_all(put_back)
+        except BaseException:
+            # What it still says about this task must not be taken for an answer to the next one.
+            self.kill("its task was given up")
+            raise
         finally:
             self.unfinished = self._task.part(self._next, self._task.end)
             self.purpose = self._take = None
 
     async def _heard_all(self, put_back: Callable[[Block], None]) -> bool:
-        while self._next < self._task.end:
+        # What was read from the journal comes on the line, too: this counts what the line has said.
+        heard = self._task.first
+        while heard < self._task.end:
             message = await self._receive()
             self.record_began = asyncio.get_running_loop().time()
             if isinstance(message, Outcomes):
                 self._accept(Block(message.first, message.count, message.texts))
+                heard = message.first + message.count
             elif isinstance(message, Again):
-                self._next = message.first + message.count
-                put_back(self._task.part(message.first, self._next))
+                self._next = heard = message.first + message.count
+                put_back(self._task.part(message.first, heard))
             else:
                 await self.end()
                 self._accept(self._journal.read())
@@ -234,7 +240,7 @@ class Worker:
     @property
     def is_alive(self) -> bool:
         """Whether it can still be given a task."""
-        return self._process.is_alive() and not self._reader.at_eof()
+        return self._process.is_alive() and not self._reader.at_eof() and not self.is_killed
 
     async def is_alive_until(self, event: asyncio.Event) -> bool:
         """Wait for an event or for the death of this worker; whether it lives."""
