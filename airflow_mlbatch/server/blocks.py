@@ -44,7 +44,9 @@ class Block(NamedTuple):
         """What is left when the records at these positions are taken out."""
         begin = self.first
         for position in sorted(positions):
-            if begin < position <= self.end:
+            if position >= self.end:
+                break
+            if begin < position:
                 yield self.part(begin, position)
             begin = max(begin, position + 1)
         if begin < self.end:
