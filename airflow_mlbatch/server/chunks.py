@@ -6,23 +6,11 @@ Law: plain data, as msgpack, that both sides read with the same release of this 
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from airflow_mlbatch.server.blocks import Block
-from airflow_mlbatch.server.wire import LENGTH
 
-__all__ = [
-    "Chunk",
-    "Done",
-    "Rules",
-    "Stop",
-    "chunk_folder",
-    "decoder",
-    "framed",
-    "packed",
-]
+__all__ = ["Chunk", "Done", "Rules", "Stop", "chunk_folder"]
 
 
 class Rules(msgspec.Struct, frozen=True):
@@ -72,10 +60,11 @@ class Stop(msgspec.Struct, tag=True):
 class Done(msgspec.Struct, tag=True):
     """What became of a chunk.
 
-    :param outcomes: of the records that were scored; the others have not begun
+    :param outcomes: of the records that were scored; the others have none
     :param files: the artifacts of each position that has some, unless there is a shared folder
-    :param seconds: how long they took
+    :param seconds: how long they took, without the loading of the services
     :param problem: why no more were scored; empty when the time was up
+    :param is_unloadable: whether the problem is that the services cannot be loaded
     """
 
     id: str
@@ -83,24 +72,7 @@ class Done(msgspec.Struct, tag=True):
     files: dict[int, dict[str, bytes]]
     seconds: float
     problem: str = ""
-
-
-_encoder = msgspec.msgpack.Encoder()
-
-
-def packed(message: Any) -> bytes:
-    """A message as bytes."""
-    return _encoder.encode(message)
-
-
-def framed(body: bytes) -> bytes:
-    """A message with its length in front."""
-    return LENGTH.pack(len(body)) + body
-
-
-def decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
-    """Reads messages of a kind."""
-    return msgspec.msgpack.Decoder(kind)
+    is_unloadable: bool = False
 
 
 def chunk_folder(chunk_id: str) -> str:

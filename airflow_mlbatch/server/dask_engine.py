@@ -20,15 +20,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from airflow_mlbatch import __version__
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.protocol.services import Service
 from airflow_mlbatch.server.blocks import Block
-from airflow_mlbatch.server.chunks import Chunk, Done, Rules, chunk_folder, decoder, packed
+from airflow_mlbatch.server.chunks import Chunk, Done, Rules, chunk_folder
 from airflow_mlbatch.server.desk import RETRY_SECONDS, Desk
+from airflow_mlbatch.server.folder import is_disk_full
 from airflow_mlbatch.server.jobs import Job, Pace
 from airflow_mlbatch.server.parcels import Parcel, built_in_parcel, program_parcel
 from airflow_mlbatch.server.process_engine import ProcessEngineSettings
+from airflow_mlbatch.server.scoring import told
 from airflow_mlbatch.server.worker import WorkerSettings
 
 __all__ = ["DaskEngine", "DaskSettings"]
@@ -82,6 +86,7 @@ class _Place:
     :param home: the folder of its process: another process at the same address has another one
     :param lost: done when it has gone
     :param parcels: ids of those that it has
+    :param unloadable: ids of those that it could not load
     :param chunks: what it is on
     :param is_willing: whether Dask would begin something on it
     :param unfit_until: no chunk before that time of the event loop; ``problem`` says why
@@ -93,6 +98,7 @@ class _Place:
     threads: int
     lost: asyncio.Future[None]
     parcels: set[str] = field(default_factory=set)
+    unloadable: set[str] = field(default_factory=set)
     chunks: list[_Piece] = field(default_factory=list)
     sending: asyncio.Lock = field(default_factory=asyncio.Lock)
     seconds_per_record: float = 0.0
@@ -110,8 +116,9 @@ class _Place:
         """Whether it is on a record that another worker was lost with."""
         return any(piece.is_suspect for piece in self.chunks)
 
-    def learn(self, seconds_per_record: float) -> None:
-        """Note how fast it is."""
+    def learn(self, parcel_id: str, seconds_per_record: float) -> None:
+        """Note that it can score with a parcel, and how fast."""
+        self.unloadable.discard(parcel_id)
         self.seconds_per_record, self.problem = seconds_per_record, ""
 
 
@@ -122,6 +129,7 @@ class _Piece:
     id: str
     job: Job
     place: _Place
+    parcel: Parcel
     records: list[Block]
     is_suspect: bool
     is_stopping: bool = False
@@ -353,7 +361,8 @@ class DaskEngine:
                 fruitless += 1
 
     def _begin(self, job: Job, place: _Place, records: list[Block], *, is_suspect: bool) -> None:
-        piece = _Piece(uuid.uuid4().hex, job, place, records, is_suspect)
+        parcel = self._built_in if job.program is None else program_parcel(job.program)
+        piece = _Piece(uuid.uuid4().hex, job, place, parcel, records, is_suspect)
         job.busy += 1
         job.is_started = True
         place.chunks.append(piece)
@@ -371,12 +380,12 @@ class DaskEngine:
                     raise OSError(f"the Dask worker {place.address} has gone")
             done = await self._scored(piece)
             if count := sum(block.length for block in done.outcomes):
-                place.learn(done.seconds / count)
+                place.learn(piece.parcel.id, done.seconds / count)
                 job.learn(done.seconds / count)
                 job.failed_loads = 0
             await self._keep(piece, done)
             if done.problem:
-                await self._after_problem(piece, done.problem)
+                await self._after_problem(piece, done)
         except _LostError:
             is_lost = True
         except (CancelledError, OSError, TimeoutError, asyncio.TimeoutError) as error:
@@ -408,16 +417,14 @@ class DaskEngine:
         """:raises _LostError: the worker has gone"""
         from airflow_mlbatch.server import dask_task
 
-        job, place = piece.job, piece.place
-        parcel = self._built_in if job.program is None else program_parcel(job.program)
+        place, execution = piece.place, piece.job.execution
         async with place.sending:
-            if parcel.id not in place.parcels:
-                await self._send(place, parcel)
-        execution = job.execution
-        chunk = packed(
+            if piece.parcel.id not in place.parcels:
+                await self._send(place, piece.parcel)
+        chunk = msgspec.msgpack.encode(
             Chunk(
                 piece.id,
-                parcel.id,
+                piece.parcel.id,
                 execution.service,
                 execution.version,
                 piece.records,
@@ -430,7 +437,7 @@ class DaskEngine:
         except dask_task.HostEndedError as error:
             log.warning("Dask worker %s: %s", place.address, error)
             raise _LostError from None
-        return decoder(Done).decode(body)  # type: ignore[no-any-return]
+        return msgspec.msgpack.decode(body, type=Done)
 
     async def _send(self, place: _Place, parcel: Parcel) -> None:
         """Bring a parcel to a worker that may not have it."""
@@ -442,11 +449,14 @@ class DaskEngine:
         in_use = [self._built_in.id, *self._desk.programs_in_use(), *self._desk.published_ids()]
         begin = dask_task.begin_parcel
         word = await self._ask(place, name(), begin, __version__, parcel.id, in_use)
+        # It has thrown the others away.
+        place.parcels.intersection_update(in_use)
         if word:
             pieces = parcel.pieces()
             while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
                 await self._ask(place, name(), dask_task.add_piece, word, *piece)
-            await self._ask(place, name(), dask_task.finish_parcel, word, packed(parcel.manifest))
+            manifest = msgspec.msgpack.encode(parcel.manifest)
+            await self._ask(place, name(), dask_task.finish_parcel, word, manifest)
         place.parcels.add(parcel.id)
 
     async def _ask(self, place: _Place, name: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -492,20 +502,27 @@ class DaskEngine:
         if problem != place.problem:
             log.error("Dask worker %s cannot score: %s", place.address, problem)
         place.problem = problem
+        # Its files may be what is wrong: it is asked again whether it has them.
+        place.parcels.clear()
         place.unfit_until = asyncio.get_running_loop().time() + _UNFIT_SECONDS
 
-    async def _after_problem(self, piece: _Piece, problem: str) -> None:
+    async def _after_problem(self, piece: _Piece, done: Done) -> None:
         """The worker could not go on with a chunk."""
-        self._is_unfit(piece.place, problem)
+        self._is_unfit(piece.place, done.problem)
+        if not done.is_unloadable or piece.job.program is None:
+            return
+        parcel_id = piece.parcel.id
+        piece.place.unloadable.add(parcel_id)
         # Each worker had its say, and nothing of the batch can be scored.
-        if piece.job.program is not None and all(one.problem for one in self._places.values()):
-            await self._desk.after_failed_load(piece.job, problem)
+        if all(parcel_id in one.unloadable for one in self._places.values()):
+            await self._desk.after_failed_load(piece.job, done.problem)
 
     # --- artifacts ---
 
     async def _keep(self, piece: _Piece, done: Done) -> None:
         """Have outcomes stored, their artifacts first."""
-        job, failed = piece.job, []
+        job, again = piece.job, list[int]()
+        failed: dict[int, str] = {}
         for position, source in self._artifacts(piece, done):
             target = self._desk.folder.artifacts(job.execution.id) / str(position)
             staged = self._desk.folder.work / f"artifacts-{uuid.uuid4().hex}"
@@ -513,11 +530,16 @@ class DaskEngine:
                 await asyncio.to_thread(_place_files, source, staged, target)
             except OSError as error:
                 log.warning("artifacts cannot be stored: %s", error)
-                failed.append(position)
-                self._desk.wait_for_space()
+                if is_disk_full(error):
+                    again.append(position)
+                    self._desk.wait_for_space()
+                else:
+                    failed[position] = f"artifacts cannot be stored: {told(error)}"
         for block in done.outcomes:
-            for part in block.without(failed):
+            for part in block.without([*again, *failed]):
                 self._desk.take(job, part)
+        for position, problem in failed.items():
+            self._desk.fail(job, position, problem)
 
     def _artifacts(
         self, piece: _Piece, done: Done
@@ -593,10 +615,12 @@ def _shown(place: _Place) -> dict[str, Any]:
 def _place_files(source: Mapping[str, bytes] | Path, staged: Path, target: Path) -> None:
     """Make the artifacts of a record appear, all at once."""
     try:
+        staged.mkdir()
         if isinstance(source, Path):
-            shutil.copytree(source, staged)
+            # Not copytree, whose errors do not tell a full disk.
+            for path in source.iterdir():
+                shutil.copyfile(path, staged / path.name)
         else:
-            staged.mkdir()
             for name, content in source.items():
                 (staged / name).write_bytes(content)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ the Dask worker ends this process, and with it all that it has started.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -17,26 +18,22 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.server.blocks import Block
-from airflow_mlbatch.server.chunks import (
-    Chunk,
-    Done,
-    Rules,
-    Stop,
-    chunk_folder,
-    decoder,
-    framed,
-    packed,
-)
-from airflow_mlbatch.server.desk import failure
+from airflow_mlbatch.server.chunks import Chunk, Done, Rules, Stop, chunk_folder
+from airflow_mlbatch.server.folder import has_room
 from airflow_mlbatch.server.guests import Guests
 from airflow_mlbatch.server.parcels import Manifest, ParcelShelf, opened_program
 from airflow_mlbatch.server.processes import Work, Worker, start_worker, watch_records
-from airflow_mlbatch.server.wire import LENGTH, Described
+from airflow_mlbatch.server.scoring import failure, told
+from airflow_mlbatch.server.wire import LENGTH, Described, frame
 from airflow_mlbatch.server.worker import WorkerSettings
 
 __all__ = ["main"]
+
+log = logging.getLogger(__name__)
 
 _READ_BYTES = 1024 * 1024
 # Between two pieces a chunk looks whether it should go on.
@@ -51,7 +48,9 @@ class _Loadable:
     """A parcel with the rules that its processes are started with."""
 
     def __init__(self, manifest: Manifest, folder: Path, rules: Rules) -> None:
-        self.id, self.manifest, self.folder, self.rules = manifest.id, manifest, folder, rules
+        self.manifest, self.folder, self.rules = manifest, folder, rules
+        # The server may have been started again with other rules; its processes are of no use then.
+        self.id = f"{manifest.id} {rules.max_records} {rules.max_growth} {rules.max_memory}"
 
 
 class _Scoring:
@@ -66,8 +65,9 @@ class _Scoring:
         self.outcomes: list[Block] = []
         self.files: dict[int, dict[str, bytes]] = {}
         self.size = 0
+        self.seconds = 0.0
         self.problem = ""
-        self.is_stopped = False
+        self.is_unloadable = self.is_stopped = False
 
     @property
     def is_over(self) -> bool:
@@ -88,16 +88,18 @@ class _Scoring:
 
     def take(self, outcomes: Block) -> None:
         """Records have outcomes."""
-        large: dict[int, str] = {}
+        failed: dict[int, str] = {}
         for position in self._with_files(outcomes):
             try:
                 self.files[position] = files = self._files(position)
                 self.size += sum(map(len, files.values()))
             except InputError as error:
-                large[position] = str(error)
-        self.outcomes += outcomes.without(large)
+                failed[position] = str(error)
+            except OSError as error:
+                failed[position] = f"artifacts cannot be read: {told(error)}"
+        self.outcomes += outcomes.without(failed)
         self.size += len(outcomes.texts)
-        for position, problem in large.items():
+        for position, problem in failed.items():
             self.fail(position, problem)
 
     def wait_for_space(self, record: Block) -> None:
@@ -140,39 +142,50 @@ class _Host:
         self._scorings: dict[str, _Scoring] = {}
 
     async def score(self, chunk: Chunk) -> None:
-        """Score a chunk and say what became of it."""
+        """Score a chunk and say what became of it, whatever that is: the server waits for it."""
         keep_in = Path(chunk.rules.shared_folder or self._scratch, chunk_folder(chunk.id))
         scoring = self._scorings[chunk.id] = _Scoring(chunk, keep_in)
         guests = self._free.pop() if self._free else Guests(_start)
         self._busy.append(guests)
-        loop = asyncio.get_running_loop()
-        began = loop.time()
         try:
             manifest, folder = self._shelf.open(chunk.parcel)
             loadable = _Loadable(manifest, folder, chunk.rules)
             await self._score(scoring, guests, loadable)
-        except (InputError, OSError) as error:
+        except InputError as error:
             scoring.problem = str(error)
+        except Exception as error:
+            log.exception("a chunk cannot be scored")
+            scoring.problem = told(error)
         finally:
             del self._scorings[chunk.id]
             self._busy.remove(guests)
             self._free.append(guests)
             if not chunk.rules.shared_folder:
                 await asyncio.to_thread(shutil.rmtree, keep_in, ignore_errors=True)
-        done = Done(chunk.id, scoring.outcomes, scoring.files, loop.time() - began, scoring.problem)
-        self._writer.write(framed(packed(done)))
+        done = Done(
+            chunk.id,
+            scoring.outcomes,
+            scoring.files,
+            scoring.seconds,
+            scoring.problem,
+            scoring.is_unloadable,
+        )
+        self._writer.write(frame(done))
 
     async def _score(
         self, scoring: _Scoring, guests: Guests[_Loadable], loadable: _Loadable
     ) -> None:
         loop, chunk = asyncio.get_running_loop(), scoring.chunk
         work = Work(scoring, chunk.name, chunk.version, str(scoring.keep_in))
-        worker = await guests.get(loadable)
+        worker = await self._loaded(scoring, guests, loadable)
         end, size = loop.time() + chunk.rules.seconds, 1
         while not scoring.is_over:
             records = scoring.next(size)
             began = loop.time()
-            if not await worker.run(work, records, scoring.take, scoring.wait_for_space):
+            is_alive = await worker.run(work, records, scoring.take, scoring.wait_for_space)
+            took = loop.time() - began
+            scoring.seconds += took
+            if not is_alive:
                 await guests.bury(worker)
                 if not scoring.is_stopped:
                     position, left = worker.bequest()
@@ -181,10 +194,22 @@ class _Host:
                     scoring.put_back(left)
             if loop.time() > end:
                 return
-            each = max((loop.time() - began) / records.length, 1e-6)
+            each = max(took / records.length, 1e-6)
             size = max(1, min(int(_PIECE_SECONDS / each), 2 * size, _MOST_RECORDS))
             if not scoring.is_over:
-                worker = await guests.get(loadable)
+                worker = await self._loaded(scoring, guests, loadable)
+
+    async def _loaded(
+        self, scoring: _Scoring, guests: Guests[_Loadable], loadable: _Loadable
+    ) -> Worker:
+        """:raises InputError: the services cannot be loaded, or not on a disk that is full"""
+        try:
+            return await guests.get(loadable)
+        except InputError:
+            if not has_room(self._scratch):
+                raise InputError(_DISK_FULL) from None
+            scoring.is_unloadable = True
+            raise
 
     def stop(self, ids: list[str]) -> None:
         """End chunks at once."""
@@ -240,8 +265,8 @@ async def _start(loadable: _Loadable) -> Worker:
 async def _serve(folder: Path, line: socket.socket) -> None:
     line.setblocking(False)
     reader, writer = await asyncio.open_connection(sock=line, limit=_READ_BYTES)
-    host, read = _Host(folder, writer), decoder(Chunk | Stop)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, line.close)
+    host, read = _Host(folder, writer), msgspec.msgpack.Decoder(Chunk | Stop)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, reader.feed_eof)
     tasks = {asyncio.create_task(watch_records(host.working))}
     try:
         while True:

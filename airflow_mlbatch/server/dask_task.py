@@ -15,15 +15,17 @@ import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 from distributed.worker import Worker, get_worker
 
 from airflow_mlbatch import __version__
 from airflow_mlbatch.errors import InputError
-from airflow_mlbatch.server.chunks import Done, Stop, decoder, framed, packed
+from airflow_mlbatch.server.chunks import Done, Stop
 from airflow_mlbatch.server.parcels import Manifest, ParcelShelf
-from airflow_mlbatch.server.wire import LENGTH
+from airflow_mlbatch.server.wire import LENGTH, frame, framed
 
 __all__ = [
     "HostEndedError",
@@ -67,7 +69,7 @@ def finish_parcel(word: str, manifest: bytes) -> None:
 
     :raises InputError: it did not arrive whole
     """
-    _place().shelf.finish(word, decoder(Manifest).decode(manifest))
+    _place().shelf.finish(word, msgspec.msgpack.decode(manifest, type=Manifest))
 
 
 def run_chunk(chunk_id: str, home: str, chunk: bytes) -> bytes:
@@ -124,7 +126,7 @@ class _Place:
         """End chunks at once."""
         with self._lock:
             if self._line is not None:
-                self._line.sendall(framed(packed(Stop(ids))))
+                self._line.sendall(frame(Stop(ids)))
 
     def _send(self, chunk_id: str, chunk: bytes) -> Future[bytes]:
         answer: Future[bytes] = Future()
@@ -160,8 +162,9 @@ class _Place:
         return ours
 
     def _listen(self, process: subprocess.Popen[bytes], line: socket.socket) -> None:
-        read = decoder(Done)
-        with line.makefile("rb") as words:
+        read = msgspec.msgpack.Decoder(Done)
+        # A process that ends with something unread resets the line.
+        with suppress(OSError), line.makefile("rb") as words:
             while len(head := words.read(LENGTH.size)) == LENGTH.size:
                 body = words.read(*LENGTH.unpack(head))
                 try:

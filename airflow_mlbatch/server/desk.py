@@ -14,16 +14,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from airflow_mlbatch.protocol.results import write_record_result
 from airflow_mlbatch.server.blocks import Block
 from airflow_mlbatch.server.catalogue import Catalogue, Entry
 from airflow_mlbatch.server.folder import DISK_FULL, DataFolder
 from airflow_mlbatch.server.jobs import Job, Jobs
 from airflow_mlbatch.server.programs import Program
 from airflow_mlbatch.server.saving import Saver
+from airflow_mlbatch.server.scoring import failure
 from airflow_mlbatch.server.store import StorageError, Store
 
-__all__ = ["RETRY_SECONDS", "Call", "Desk", "failure"]
+__all__ = ["RETRY_SECONDS", "Call", "Desk"]
 
 log = logging.getLogger(__name__)
 
@@ -131,8 +131,3 @@ class Desk:
         if any(job.program is not None for job in self.jobs.forget_finished(numbers)):
             self.clean_up()
         self.wake.set()
-
-
-def failure(reason: str) -> bytes:
-    """The outcome of a record that could not be scored."""
-    return write_record_result(success=False, outputs={}, error=reason)

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -25,7 +26,7 @@ from typing import IO
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.server.store import StorageError
 
-__all__ = ["DISK_FULL", "DataFolder", "has_room", "link_files"]
+__all__ = ["DISK_FULL", "DataFolder", "has_room", "is_disk_full", "link_files"]
 
 DISK_FULL = "storage: the disk is full"
 # What is left of a disk that counts as full: logins and deletions have to be written, too, or nobody
@@ -36,6 +37,11 @@ _LEAST_FREE_BYTES = 16 * 1024 * 1024
 def has_room(folder: Path, size: int = 0) -> bool:
     """Whether so many bytes may be added in a folder."""
     return shutil.disk_usage(folder).free >= _LEAST_FREE_BYTES + size
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether something failed because a disk, or what this user may have of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def link_files(source: Path, target: Path, names: Iterable[str]) -> None:

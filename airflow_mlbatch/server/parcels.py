@@ -198,7 +198,9 @@ class ParcelShelf:
         folder = self._folder / parcel_id
         try:
             manifest = msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=Manifest)
-        except OSError:
+        except (OSError, ValueError):
+            # Out of the way, so that they can come again.
+            shutil.rmtree(folder, ignore_errors=True)
             raise InputError("the files of the services are not on this worker any more") from None
         return manifest, folder
 

@@ -18,11 +18,12 @@ from airflow_mlbatch.protocol.results import BatchStatus
 from airflow_mlbatch.protocol.services import Service
 from airflow_mlbatch.protocol.states import BatchState
 from airflow_mlbatch.server.catalogue import Catalogue, Entry
-from airflow_mlbatch.server.desk import RETRY_SECONDS, Call, Desk, failure
+from airflow_mlbatch.server.desk import RETRY_SECONDS, Call, Desk
 from airflow_mlbatch.server.engines import Engine
 from airflow_mlbatch.server.jobs import Job
 from airflow_mlbatch.server.process_engine import ProcessEngine
 from airflow_mlbatch.server.programs import Program
+from airflow_mlbatch.server.scoring import failure
 from airflow_mlbatch.server.store import Execution, StorageError
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ its own record only.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import shutil
@@ -22,7 +21,7 @@ from airflow_mlbatch.protocol.results import write_record_result
 from airflow_mlbatch.protocol.services import Service
 from airflow_mlbatch.protocol.types import TYPES, to_wire
 from airflow_mlbatch.protocol.values import Misfit
-from airflow_mlbatch.server.folder import has_room
+from airflow_mlbatch.server.folder import has_room, is_disk_full
 from airflow_mlbatch.server.outbox import Outbox
 from airflow_mlbatch.server.programs import Program
 from airflow_mlbatch.server.wire import Task
@@ -115,9 +114,7 @@ class RecordFolder:
 
     def is_too_full(self, error: BaseException) -> bool:
         """Whether it failed because the disk of the data folder is full, and not some other one."""
-        if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
-            return False
-        return not has_room(self._root.parent)
+        return is_disk_full(error) and not has_room(self._root.parent)
 
     def remove(self) -> None:
         """Leave nothing behind."""

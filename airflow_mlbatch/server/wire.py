@@ -23,6 +23,7 @@ __all__ = [
     "ToServer",
     "decode_task",
     "frame",
+    "framed",
     "to_server",
 ]
 
@@ -142,9 +143,13 @@ _task_decoder = msgspec.msgpack.Decoder(Task)
 _to_server_decoder = msgspec.msgpack.Decoder(ToServer)
 
 
-def frame(message: ToServer | Task) -> bytes:
+def frame(message: msgspec.Struct) -> bytes:
     """A message with its length in front."""
-    body = _encoder.encode(message)
+    return framed(_encoder.encode(message))
+
+
+def framed(body: bytes) -> bytes:
+    """The bytes of a message with their length in front."""
     return LENGTH.pack(len(body)) + body
 
 

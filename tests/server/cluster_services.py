@@ -88,3 +88,18 @@ def nap(n: int) -> int:
     if n % 1000 == 0:
         Path("n.txt").write_text(f"{n}\n" * 1000)
     return n
+
+
+@service("vanish", "1", inputs={"n": int}, outputs={"n": int}, artifacts=["n.txt"])
+def vanish(n: int) -> int:
+    """The file of record 2 leads nowhere when it is wanted."""
+    Path("n.txt").write_text(f"{n}\n")
+    if n == 2:
+        replace = os.replace
+
+        def lose(source: str, target: str) -> None:
+            os.replace = replace
+            os.symlink("/nowhere", target)
+
+        os.replace = lose
+    return n

@@ -210,6 +210,27 @@ def test_a_lost_worker_costs_its_records_one_more_try(place: Place) -> None:
     assert_gone(left_behind)
 
 
+def test_a_worker_whose_scoring_process_is_killed_starts_another(place: Place) -> None:
+    place.cluster.kill_worker(place.cluster.workers[0])
+    path = place.api.start("hang", records(1))
+    wait_until(lambda: bool(place.runs(0)))
+    process = psutil.Process(place.runs(0)[0]).parents()[1]
+    # What it is told last, to end this batch, it never reads.
+    process.suspend()
+    assert place.api.delete(path).status_code == 200
+    process.kill()
+    results = place.api.score("where", records(4))
+    assert [one["outputParameters"]["n"] for one in results] == [0, 3, 6, 9]
+
+
+def test_files_that_are_lost_on_a_worker_are_sent_again(place: Place) -> None:
+    place.api.score("where", records(20))
+    for parcels in place.cluster.folder.glob("worker-*/**/parcels"):
+        shutil.rmtree(parcels)
+    results = place.api.score("where", records(4))
+    assert [one["outputParameters"]["n"] for one in results] == [0, 3, 6, 9]
+
+
 def test_a_record_that_ends_its_machine_twice_fails_alone(place: Place) -> None:
     place.cluster.add_worker()
     place.wait_for_workers(3)
@@ -261,6 +282,10 @@ def test_artifacts_of_any_size_come_through_a_shared_folder(tmp_path: Path, pape
         place.cluster.add_worker()
         assert all(result["success"] for result in place.api.wait(path))
         assert len(place.api.get(f"{path}/0/files/large.bin").content) == 3_000_000
+        # What cannot be copied fails its record, and stops nothing.
+        results = place.api.score("vanish", records(4))
+        assert [n for n, one in enumerate(results) if not one["success"]] == [2]
+        assert "artifacts cannot be stored: FileNotFoundError" in results[2]["errorMessage"]
         wait_until(lambda: not list(shared.iterdir()))
 
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import resource
-import shutil
 import sqlite3
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -128,20 +125,6 @@ def test_polls_of_a_running_batch_never_go_back(api: Api) -> None:
     assert [order.index(state) for state in states] == sorted(map(order.index, states))
     assert counts == sorted(counts)
     assert counts[-1] == 300
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    options = ["-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
-    if mount is None or subprocess.run([mount, *options], capture_output=True).returncode:
-        pytest.skip("this user may not mount a file system")
-    yield folder
-    # Lazily: the last of a server's processes may still be about to end.
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_room_can_be_made_on_a_full_disk(small_disk: Path) -> None:
