@@ -1,7 +1,7 @@
 """What the tasks about one batch have in common: a hook, a link, and an end that comes too soon.
 
 Law: :meth:`BatchTask._cancel_once` is the only place in a worker that sends the DELETE of an unwanted
-batch, and it sends it once. A task that was told to stop starts nothing and writes nothing. What decides
+batch, and it sends it once. What was not answered is not taken for done. A task that was told to stop starts nothing and writes nothing. What decides
 about the batch is the task's fate (see :mod:`airflow_mlbatch.hooks.task_fate`), never the signal alone.
 """
 
@@ -22,7 +22,7 @@ from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.links.batch_execution import checked_id
 from airflow_mlbatch.protocol.submission import Owner
 
-__all__ = ["BatchTask", "owner_of"]
+__all__ = ["KILL_SECONDS", "BatchTask", "owner_of"]
 
 # Airflow kills a process five seconds after its SIGTERM. Half of that is for the question, the rest
 # for a look at the batch and the DELETE.
@@ -30,6 +30,8 @@ _QUESTION_SECONDS = 2.5
 # The signal handler returns after this, because an answer can only come once the main thread goes on.
 _HANDLER_SECONDS = 1.0
 _CANCEL_SECONDS = 2.0
+# How long a kill takes at most.
+KILL_SECONDS = _QUESTION_SECONDS + _CANCEL_SECONDS
 # By then Airflow has killed a process that it does not want any more.
 _KILLED_WITHIN_SECONDS = 10.0
 
@@ -74,6 +76,8 @@ class BatchTask:
     _has_deferred: bool = False
     # The batch is being cancelled, or was.
     _has_cancelled: bool = False
+    # The server has answered the DELETE.
+    _is_answered: bool = False
     # Whether a kill leaves a batch alone that is complete: later tasks may read its results.
     _keeps_results: bool = True
     _cancelling: threading.Lock | None = None
@@ -99,7 +103,7 @@ class BatchTask:
         if self._is_told_to_stop:
             return  # It was before this segment, and that holds.
         self._is_unwanted = self._is_out_of_time = False
-        self._has_deferred = self._has_cancelled = False
+        self._has_deferred = self._has_cancelled = self._is_answered = False
 
     # --- an end that comes too soon --------------------------------------------------------------
 
@@ -183,7 +187,7 @@ class BatchTask:
         if not self._is_told_to_stop:
             return
         if self._deciding is not None:
-            self._deciding.join(_QUESTION_SECONDS + _CANCEL_SECONDS)
+            self._deciding.join(KILL_SECONDS)
         if not self._is_unwanted:
             self.log.warning("the task was told to stop, so it %s", then)
             (self.timing or Timing()).sleep(_KILLED_WITHIN_SECONDS)
@@ -226,6 +230,7 @@ class BatchTask:
                 execution_id,
                 keeps_results=self._keeps_results,
             )
+            self._is_answered = True
         if not self._has_cancelled:
             self.log.info("execution %s was over or gone already", execution_id)
 

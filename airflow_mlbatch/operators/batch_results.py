@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from airflow_mlbatch.batch_task import BatchTask, owner_of
+from airflow_mlbatch.batch_task import KILL_SECONDS, BatchTask, owner_of
 from airflow_mlbatch.errors import InputError, NoBatchError, RecordsFailedError
 from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.latest_version import settle_version
@@ -235,7 +235,10 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         self._cancel_if_unwanted(execution_id)
 
     def _let_go(self, execution_id: str) -> None:
-        if not self._has_cancelled:
+        if self._deciding is not None:
+            # A kill may be cancelling it at this moment.
+            self._deciding.join(KILL_SECONDS)
+        if not self._is_answered:
             self.hook.cancel_batch(self.service_name, self.service_version, execution_id)
         self._own_execution_id = None
 

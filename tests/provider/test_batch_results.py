@@ -41,6 +41,7 @@ from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.operators import BatchResultsOperator
 from airflow_mlbatch.operators.rescoring import STORE_KEY
 from airflow_mlbatch.operators.shards import ShardResultsOperator
+from airflow_mlbatch.protocol.flows import Policy
 from tests.provider.airflow_side import FakeStateStore, FakeTaskInstance
 from tests.provider.conftest import connection_to
 from tests.server_process import RunningServer
@@ -859,6 +860,51 @@ def test_killed_while_failed_records_are_sent_again(
             rows.execute(context)
         assert len(proxy.passed("DELETE", "/batch/")) == 1
     assert hook.list_batch_executions("picky", "1") == before
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_further_batch_is_not_forgotten_before_it_is_gone(
+    context: dict[str, Any],
+    hook: MLBatchHook,
+    server: RunningServer,
+    flaky_table: Path,
+    store: FakeStateStore,
+    monkeypatch: pytest.MonkeyPatch,
+    lost: int,
+) -> None:
+    """The task is killed, and the line breaks before the server has seen the DELETE."""
+    first = flaky_batch(hook, flaky_table)
+    before = hook.list_batch_executions("flaky", "1")
+
+    def rows() -> BatchResultsOperator:
+        return results(
+            service_name="flaky", execution_id=first, input_path=str(flaky_table), rescore_failed=1
+        )
+
+    killed = rows()
+    killed.timing = Timing(policy=Policy(repeat_seconds=0.0))
+    with scoring_proxy(server.url) as proxy, monkeypatch.context() as through_proxy:
+        connection = connection_to(server).replace(server.url.rpartition(":")[2], str(proxy.port))
+        through_proxy.setenv("AIRFLOW_CONN_MLBATCH_DEFAULT", connection)
+        for _ in range(lost):
+            proxy.hold("DELETE", "/batch/", "request").drop()
+        held = proxy.hold("POST", r"/batch\?", "reply")
+
+        def kill() -> None:
+            held.wait(60)
+            context["ti"].state = "restarting"
+            killed.on_kill()
+            held.forward()
+
+        threading.Thread(target=kill, daemon=True).start()
+        with pytest.raises(AirflowException, match="the task was killed and its batch"):
+            killed.execute(context)
+    if lost > 1:
+        (left,) = {*hook.list_batch_executions("flaky", "1")} - {*before}
+        assert store.get(STORE_KEY) == left
+        assert [row["success"] for row in rows().execute(context)] == [True] * 4
+    assert sorted(hook.list_batch_executions("flaky", "1")) == sorted(before)
+    assert store.texts == {}
 
 
 def test_rescored_through_xcom(
