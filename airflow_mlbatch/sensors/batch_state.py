@@ -161,8 +161,16 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
         event: Any = None,
         deadline: float | None = None,
         limited_by: str = "timeout",
-    ) -> dict[str, Any]:
+    ) -> Any:
         """Judge what the trigger saw."""
+        if self._is_about_another(event):
+            # Airflow keeps the event of a task that is cleared while it is resumed, and resumes it again.
+            self.log.warning(
+                "the trigger watched execution %s, and this task waits for %s: looking at that one",
+                event["execution_id"],
+                self.execution_id,
+            )
+            return self.execute(context)
         self._begin(context["ti"])
         try:
             with self._errors(limited_by):
@@ -206,6 +214,11 @@ class BatchStateSensor(BatchTask, BaseSensorOperator):
         super()._begin(ti)
         # Only on request does the batch end with the sensor that waits for it.
         self._own_execution_id = self.execution_id if self.cancel_on_kill else None
+
+    def _is_about_another(self, event: Any) -> bool:
+        """Whether an event names another execution than the one that this task waits for now."""
+        found = event.get("execution_id") if isinstance(event, dict) else None
+        return isinstance(found, str) and found != str(self.execution_id)
 
     def _status(self) -> BatchStatus:
         return self.hook.get_batch_status(

@@ -447,6 +447,29 @@ def test_an_event_that_makes_no_sense_fails_the_task(context: dict[str, Any], ev
         sensor_for("1", "deferrable").execute_complete(context, event)
 
 
+@pytest.mark.parametrize("is_over", [False, True])
+def test_an_event_about_another_batch_is_no_answer(
+    hook: MLBatchHook,
+    context: dict[str, Any],
+    capfd: pytest.CaptureFixture[str],
+    is_over: bool,
+) -> None:
+    """Airflow keeps the event of a task that is cleared while it is resumed."""
+    new = hook.start_batch("slow", "1", {"x": [1], "seconds": [0 if is_over else 600]})
+    old = event_of("some-id", BatchStatus(BatchState.COMPLETE, 7, 7))
+    sensor = sensor_for(new, "deferrable")
+    if is_over:
+        hook.watch_batch("slow", "1", new, poll_interval=0.05)
+        found = sensor.resume_execution("execute_complete", {"event": old}, context)
+        assert (found["execution_id"], found["total_item_count"]) == (new, 1)
+    else:
+        with pytest.raises(TaskDeferred) as deferred:
+            sensor.resume_execution("execute_complete", {"event": old}, context)
+        assert deferred.value.trigger.execution_id == new
+        hook.cancel_batch("slow", "1", new)
+    assert f"watched execution some-id, and this task waits for {new}" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("policy", [None, "soft_fail", "never_fail"])
 @pytest.mark.parametrize("mode", ["poke", "deferrable"])
 def test_a_passing_problem_is_retried_by_airflow_in_every_mode(
