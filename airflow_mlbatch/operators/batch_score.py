@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, get_args
 
@@ -204,7 +203,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         """Start the batch, and wait for it if asked to."""
         started_at = time.time()
         self._begin(context["ti"])
-        with self._errors(), self._summarised(context):
+        with self._errors(), summarised(context, self) as self._summary:
             self._check()
             settle_version(self, context, self.hook)
             siblings = self._siblings(context)
@@ -243,7 +242,8 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             self.log.warning("the task was cleared after its batch had ended; scoring again")
             return self.execute(context)
         self._begin(context["ti"])
-        with self._errors(), self._summarised(context):
+        is_cancelled = False
+        with self._errors(), summarised(context, self) as self._summary:
             settle_version(self, context, self.hook)
             if isinstance(event, dict) and isinstance(event.get("execution_id"), str):
                 # First, because the link is stored again at the end, also where the task fails.
@@ -257,12 +257,14 @@ class BatchScoreOperator(BatchTask, BaseOperator):
                 if not self._was_cancelled_before(context, is_adopted=is_adopted):
                     raise
                 self.log.warning("%s; an earlier attempt cancelled it: starting another one", error)
-                return self.execute(context)
-            self._complete(execution_id, status)
-            if not is_proven:
-                self._confirm(context, execution_id)
-            self._judge()
-        return self._succeeded(context)
+                is_cancelled = True
+            else:
+                self._complete(execution_id, status)
+                if not is_proven:
+                    self._confirm(context, execution_id)
+                self._judge()
+        # After the block: the other batch has a summary and errors of its own.
+        return self.execute(context) if is_cancelled else self._succeeded(context)
 
     def resume_execution(
         self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context
@@ -273,7 +275,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
         if note is None or note.get("execution_id") is None:
             return super().resume_execution(next_method, next_kwargs, context)
         self._begin(context["ti"])
-        with self._errors(), self._summarised(context):
+        with self._errors(), summarised(context, self) as self._summary:
             self._check()
             settle_version(self, context, self.hook)
             self._running(note["execution_id"])
@@ -496,11 +498,6 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             raise AirflowException(f"execution_timeout: {error}; {told}") from error
 
     # --- what became of it -----------------------------------------------------------------------
-
-    @contextmanager
-    def _summarised(self, context: Context) -> Iterator[None]:
-        with summarised(context, self) as self._summary:
-            yield
 
     def _complete(self, execution_id: str, status: BatchStatus) -> None:
         self._summary.take_status(status)

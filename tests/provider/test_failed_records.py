@@ -17,6 +17,7 @@ from airflow_mlbatch.hooks.outcomes import event_of, status_of_event
 from airflow_mlbatch.operators import BatchResultsOperator, BatchScoreOperator
 from airflow_mlbatch.protocol.results import BatchStatus
 from airflow_mlbatch.protocol.states import BatchState
+from airflow_mlbatch.protocol.submission import mark_cancelling
 from tests.provider.test_sensor import fire
 
 both_ways = pytest.mark.parametrize("deferrable", [False, True])
@@ -283,3 +284,29 @@ def test_the_address_is_that_of_airflow(
     score([1]).execute(context)
     page = "https://airflow.example.com/here/mlbatch/dags/dag/runs/run/tasks/task/-1"
     assert summary_of(context)["page"] == page
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_a_batch_in_place_of_a_cancelled_one_has_the_only_summary(
+    hook: MLBatchHook, context: dict[str, Any], limit: int | None
+) -> None:
+    """An earlier attempt's DELETE arrives after this one was deferred."""
+    with pytest.raises(TaskDeferred) as deferred:
+        score(NUMBERS, ["a gate"] * 7, deferrable=True).execute(context)
+    old = deferred.value.trigger.execution_id
+    mark_cancelling(context["task_state_store"])
+    hook.cancel_batch("fussy", "1", old)
+    event = event_of(old, ExecutionNotFoundError("no such execution", 404))
+    operator = score(NUMBERS, max_failed_records=limit)
+    if limit is None:
+        operator.execute_complete(context, event)
+    else:
+        with pytest.raises(AirflowFailException) as failed:
+            operator.execute_complete(context, event)
+        assert str(failed.value).count("; service 'fussy', version '1'") == 1
+    found = summary_of(context)
+    assert found["execution_id"] == operator.execution_id != old
+    assert (found["state"], found["total"], found["failed"]) == ("complete", 7, 2)
+    assert len(found["first_failures"]) == 2
+    assert (found["error"] is None) == (limit is None)
+    assert "version '1'" not in (found["error"] or "")
