@@ -36,8 +36,9 @@ def with_operator(dest: str, max_connections: int) -> dict[str, Any]:
         dest=dest,
         max_connections=max_connections,
     )
+    context: Any = {"ti": FakeTaskInstance(), "outlet_events": {}}
     with Stopwatch() as watch:
-        manifest = operator.execute({"ti": FakeTaskInstance(), "outlet_events": {}})
+        manifest = operator.execute(context)
     return {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds, **_counted(manifest)}
 
 

@@ -55,7 +55,7 @@ def scoring(url: str, password: str, name: str, records: int) -> dict[str, Any]:
 
 
 def _fastest(server: RunningServer, name: str, records: int) -> dict[str, Any]:
-    where = {"url": server.url, "password": server.password}
+    where: dict[str, Any] = {"url": server.url, "password": server.password}
     runs = [run(scoring, **where, name=name, records=records) for _ in range(_ROUNDS)]
     return min(runs, key=lambda one: float(one["seconds"]))
 

@@ -142,7 +142,7 @@ def names_from_sdk() -> list[str]:
     What they take through common.compat is the same, under the name that each Airflow has for it.
     """
     modules = {"airflow.sdk", "airflow.providers.common.compat.sdk"}
-    names = set()
+    names: set[str] = set()
     for room in ROOMS:
         for path in (PACKAGE / room).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -283,6 +283,7 @@ def test_neither_airflow_nor_python_has_an_upper_bound() -> None:
 
 def test_the_page_on_a_package_index_has_no_link_that_only_a_checkout_can_follow() -> None:
     description = distribution("airflow-mlbatch").metadata.json["description"]
+    assert isinstance(description, str)
     assert "# airflow-mlbatch" in description
     links = re.findall(r"\]\(([^)\s]*)\)", description)
     assert [link for link in links if not link.startswith("https://")] == []
@@ -298,7 +299,10 @@ def test_no_address_is_invented() -> None:
 
 # ------------------------------------------------------------------------------ constraints
 
-FILES = {"constraints.txt": ("3.10", "3.11", "3.12", "3.13"), "constraints-floor.txt": ("3.10",)}
+FILES: dict[str, Any] = {
+    "constraints.txt": ("3.10", "3.11", "3.12", "3.13"),
+    "constraints-floor.txt": ("3.10",),
+}
 FLOOR = {"demo", "server", "test"}
 
 

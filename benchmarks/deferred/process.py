@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from airflow.executors.workloads import RunTrigger
+from airflow.executors.workloads import RunTrigger  # type: ignore[attr-defined]
 from airflow.jobs.triggerer_job_runner import TriggerRunnerSupervisor
 from airflow.models.trigger import Trigger  # noqa: TID251
 

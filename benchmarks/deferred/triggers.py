@@ -41,7 +41,7 @@ class PulseTrigger(BaseTrigger):
                 busy = max(busy, meter.busy() - busy_before)
             self.log.info("pulse %.6f %.6f %.6f", pause, busy, meter.longest[0][0])
             meter.longest.clear()
-        yield TriggerEvent(None)
+        yield TriggerEvent(None)  # type: ignore[unreachable]  # makes this a generator
 
 
 class ThreadTrigger(BaseTrigger):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from airflow_mlbatch.datasets import failures, readers, results, scored, writers
+from airflow_mlbatch.datasets import failures, formats, readers, results, scored, writers
 from airflow_mlbatch.protocol.results import RecordBlock
 from airflow_mlbatch.protocol.services import Parameter
 
@@ -41,7 +41,7 @@ def score(
     """Write a scored table as an operator does, however many records failed."""
     rows = None if source is None else readers.open_rows(source)
     kept = [] if rows is None else scored.chosen_columns(rows.schema.names, outputs)
-    kind = writers.table_format(target).name
+    kind = formats.table_format(target).name
     table_rows = scored.ScoredRows(outputs, format=kind, rows=rows, kept=kept, **options)
     log, policy = failures.FailureLog(), failures.FailurePolicy(10**9)
 

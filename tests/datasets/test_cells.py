@@ -138,7 +138,7 @@ CELLS: list[tuple[TypeName, str, Any]] = [
             *("1_000", "0x1F", "0b1", "1e", "e1", ".", "1..2", "--1", "1 2", "5d0", "true", "five"),
         )
     ),
-]  # type: ignore[assignment]
+]
 
 
 def tried(way: Way, folder: Path, kind: TypeName, cells: list[str]) -> Any:

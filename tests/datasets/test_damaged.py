@@ -21,7 +21,7 @@ from tests.datasets.blocks import block, read, score
 
 X, TEXT, VECTOR = (
     Parameter(*pair) for pair in (("x", "numeric"), ("t", "character"), ("v", "vector"))
-)  # type: ignore[arg-type]
+)
 ANSWER = [Parameter("answer", "numeric")]
 
 
@@ -328,7 +328,7 @@ def test_a_time_zone_that_nobody_knows(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"when": column}), source)
     for kind in ("numeric", "character", "vector"):
         with pytest.raises(RecordError, match="row 0, field 'when': found 0 .timestamp"):
-            readers.read_inputs(source, [Parameter("when", kind)])  # type: ignore[arg-type]
+            readers.read_inputs(source, [Parameter("when", kind)])
     results = [block(0, {"answer": [1.0, 2.0]}, failed={1: "no such place"})]
     for name in ("o.csv", "o.jsonl"):
         with pytest.raises(

@@ -102,7 +102,7 @@ def test_any_table_of_text_comes_back_or_is_refused(
             assert [list(row) for row in zip(*wire.values(), strict=True)] == found
         for kind in ("logical", "integer", "numeric", "vector"):
             try:
-                readers.read_inputs(path, [Parameter(names[-1], kind)], quoting=quoting)  # type: ignore[arg-type]
+                readers.read_inputs(path, [Parameter(names[-1], kind)], quoting=quoting)
             except InputError as error:
                 if "(line " not in str(error):
                     raise

@@ -153,7 +153,7 @@ def test_a_part_that_is_gone_or_another(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ["parquet", "csv", "jsonl"])
 def test_parts_that_had_to_assume_a_type_follow_the_others(tmp_path: Path, format: str) -> None:
-    values = [
+    values: list[dict[str, list[Any]]] = [
         {"v": [[], None], "f": [None, None]},
         {"v": [["a"], ["b", None]], "f": [{"x": [1.5], "y": ["t"]}, None]},
         {"v": [None, []], "f": [{"x": [2.5], "y": [None]}, None]},
@@ -173,7 +173,11 @@ def test_parts_that_had_to_assume_a_type_follow_the_others(tmp_path: Path, forma
 
 
 def test_each_part_may_know_what_another_had_to_assume(tmp_path: Path) -> None:
-    values = [{"v": [[]], "w": [["a"]]}, {"v": [["b"]], "w": [None]}, {"v": [[]], "w": [["c"]]}]
+    values: list[dict[str, list[Any]]] = [
+        {"v": [[]], "w": [["a"]]},
+        {"v": [["b"]], "w": [None]},
+        {"v": [[]], "w": [["c"]]},
+    ]
     outputs = [VECTOR, Parameter("w", "vector")]
     published = parts.publish_dataset(tmp_path, make(tmp_path, 3, 1, outputs, values), 3, ABOUT)
     table = parquet.read_table([tmp_path / file["name"] for file in published["files"]])
@@ -259,7 +263,7 @@ def test_a_number_that_no_double_holds(tmp_path: Path) -> None:
 
 
 def test_parts_whose_columns_contradict_each_other(tmp_path: Path) -> None:
-    values = [{"v": [[1.0], [2.0]]}, {"v": [["a"], ["b"]]}]
+    values: list[dict[str, list[Any]]] = [{"v": [[1.0], [2.0]]}, {"v": [["a"], ["b"]]}]
     told = make(tmp_path, 4, 2, [VECTOR], values)
     with pytest.raises(
         DatasetError, match=r"part-00001.parquet: found columns that differ.*'v' \("

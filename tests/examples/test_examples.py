@@ -92,9 +92,9 @@ def ran(
             stderr=subprocess.STDOUT,
             check=False,
         )
-    log = re.sub(r"\x1b\[[0-9;]*m", "", home.log.read_text())
-    assert outcome.exists(), log[-4000:]
-    return Ran(json.loads(outcome.read_text()), home.data, log, environment)
+    written = re.sub(r"\x1b\[[0-9;]*m", "", home.log.read_text())
+    assert outcome.exists(), written[-4000:]
+    return Ran(json.loads(outcome.read_text()), home.data, written, environment)
 
 
 @pytest.mark.parametrize("name", [file.stem for file in FILES])
@@ -214,7 +214,8 @@ def test_the_reader_is_scheduled_on_what_the_writer_makes() -> None:
     (outlet,) = mlbatch_assets.write_scores.get_task("results").outlets
     # A paused Dag, as new ones are unless Airflow is told otherwise, would not start.
     assert mlbatch_assets.read_scores.is_paused_upon_creation is False
-    (awaited,) = mlbatch_assets.read_scores.timetable.asset_condition.objects
+    condition: Any = mlbatch_assets.read_scores.timetable.asset_condition
+    (awaited,) = condition.objects
     assert awaited.uri == outlet.uri
 
 
@@ -350,7 +351,7 @@ def test_examples_are_ready_to_be_tried(file: Path) -> None:
         assert dag.description, dag.dag_id
         assert dag.description != dag.doc_md
         for task in dag.tasks:
-            assert task.retries >= 1, task.task_id
+            assert task.retries is not None and task.retries >= 1, task.task_id
             assert task.retry_delay <= timedelta(seconds=10), task.task_id
 
 

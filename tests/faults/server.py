@@ -261,7 +261,10 @@ class FaultServer:
                     return False
             if act.pause and self._is_closing.wait(act.pause):
                 return False
-        return not is_last and (act.length is None or act.length == len(act.body))
+        is_whole = act.length is None or (
+            isinstance(act.body, bytes) and act.length == len(act.body)
+        )
+        return not is_last and is_whole
 
 
 def _pieces(act: Answer) -> Iterator[bytes]:

@@ -628,7 +628,7 @@ def _looks_for_the_service(fault: Fault) -> dict[str, list[Act]]:
     """A publication asks first whether the version is there, and after a lost reply once more."""
     found = {"name": SERVICE, "version": VERSION, "code": PUBLICATION.code}
     absent = _message("web service not found", 404)
-    looks = [absent, as_json([found])] if fault.is_published else [absent]
+    looks: list[Act] = [absent, as_json([found])] if fault.is_published else [absent]
     return {f"GET /services/{SERVICE}/{VERSION}": looks}
 
 

@@ -103,7 +103,10 @@ class Talk:
         """Run flows of one session one after another; the outcome is that of the last one."""
         flows = Flows(self.login, self.url, self.policy)
         endpoint = Endpoint(self.url, **{"read_timeout": 10.0, **self.endpoint})
-        clock, reports, warnings, secrets = Clock(), [], [], []
+        clock = Clock()
+        reports: list[tuple[str | None, str | None]] = []
+        warnings: list[str] = []
+        secrets: list[str] = []
 
         def note(report: Report) -> None:
             problem = self.without_port(report.problem) if report.problem else None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path as FilePath
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from airflow_mlbatch.protocol.flows import ReadyToken
 from tests.faults.server import FaultServer, Play, closed_port
@@ -26,13 +28,17 @@ from tests.faults.talk import DRIVERS, DriverName, Outcome, Talk
 PAGE = FilePath(__file__).parents[2] / "docs" / "faults.md"
 
 
-CELLS = [
-    pytest.param(fault, path, cell, id=f"{fault.name}-{path.value}")
-    for fault in FAULTS
-    for path, cell in fault.cells.items()
-]
+def as_parameters(cells: Iterable[tuple[Fault, Path, Cell]]) -> list[ParameterSet]:
+    return [
+        pytest.param(fault, path, cell, id=f"{fault.name}-{path.value}")
+        for fault, path, cell in cells
+    ]
+
+
+EACH = [(fault, path, cell) for fault in FAULTS for path, cell in fault.cells.items()]
+CELLS = as_parameters(EACH)
 # Faults that do no harm have nothing to pass, and a port comes to life only for real.
-PASSING = [cell for cell in CELLS if cell.values[0].act and cell.values[2].error]
+PASSING = as_parameters(each for each in EACH if each[0].act and each[2].error)
 
 
 def play(fault: Fault, path: Path, driver: DriverName, *, passes: bool) -> Outcome:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -246,13 +246,13 @@ def test_results_in_a_file_beside_their_inputs(
     ran = Ran(capsys, "results", picky, "--input", str(table), "--output", str(output))
     assert (ran.code, ran.out) == (0, "")
     assert "1 of 3 records failed" in ran.err
-    read = {
+    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
         "csv": pd.read_csv,
         "tsv": lambda path: pd.read_csv(path, sep="\t"),
         "jsonl": lambda path: pd.read_json(path, lines=True),
         "parquet": pd.read_parquet,
-    }[format]
-    frame = read(output)
+    }
+    frame = readers[format](output)
     assert list(frame["name"]) == ["a", "b", "c"]
     assert list(frame["y"].fillna(-1)) == [2.0, -1.0, 3.0]
     assert list(frame["mlbatch_success"]) == [True, False, True]

@@ -261,6 +261,7 @@ def test_who_waited_for_the_lock_takes_the_token_of_who_had_it() -> None:
     assert [type(step) for step in [*waiting, *locked]] == [Now, Now, Exclusive, Exclusive]
 
     for flow, step in ((first, locked[0]), (second, locked[1])):
+        assert isinstance(step, Exclusive)
         token = world.run(step.flow)
         request = flow.send(token)
         while not isinstance(request, Send):

@@ -75,7 +75,7 @@ def store() -> FakeStateStore:
 
 
 @pytest.fixture
-def context(store: FakeStateStore) -> dict[str, Any]:
+def context(store: FakeStateStore) -> Any:
     """The part of a task's context that the operators use."""
     return {
         "ti": FakeTaskInstance(),

@@ -58,7 +58,7 @@ def below(folder: Path) -> dict[str, bytes]:
 # --- storage -------------------------------------------------------------------------------------
 
 
-def test_all_files(context: dict[str, Any], execution_id: str, tmp_path: Path) -> None:
+def test_all_files(context: Any, execution_id: str, tmp_path: Path) -> None:
     told = download(execution_id=execution_id, dest=f"file://{tmp_path}/new").execute(context)
     found = below(tmp_path / "new")
     assert found == {
@@ -96,7 +96,7 @@ def test_all_files(context: dict[str, Any], execution_id: str, tmp_path: Path) -
     ],
 )
 def test_choice(
-    context: dict[str, Any],
+    context: Any,
     execution_id: str,
     tmp_path: Path,
     indexes: Any,
@@ -120,21 +120,18 @@ def test_choice(
     assert told["file_count"] == len(expected)
 
 
-def test_templates_and_default_args(
-    context: dict[str, Any], execution_id: str, tmp_path: Path
-) -> None:
+def test_templates_and_default_args(context: Any, execution_id: str, tmp_path: Path) -> None:
     with DAG("d", default_args={"service_name": "files", "service_version": "1"}):
-        operator = ArtifactDownloadOperator(
+        operator = ArtifactDownloadOperator(  # type: ignore[call-arg]  # from default_args
             task_id="download",
             execution_id="{{ id }}",
             indexes="{{ [0, 1] }}",
             file_names=["{{ glob }}"],
             dest="{{ tmp }}/{{ ds }}",
-            max_connections="{{ 2 }}",
+            max_connections="{{ 2 }}",  # type: ignore[arg-type]  # a template
         )
-    operator.render_template_fields(
-        {"id": execution_id, "glob": "*.bin", "tmp": str(tmp_path), "ds": "2026-01-01"}
-    )
+    values: Any = {"id": execution_id, "glob": "*.bin", "tmp": str(tmp_path), "ds": "2026-01-01"}
+    operator.render_template_fields(values)
     operator.execute(context)
     assert set(below(tmp_path)) == {"2026-01-01/0/data.bin", "2026-01-01/1/data.bin"}
 
@@ -159,7 +156,7 @@ def test_templates_and_default_args(
     ],
 )
 def test_bad_arguments(
-    context: dict[str, Any], execution_id: str, tmp_path: Path, given: dict[str, Any], told: str
+    context: Any, execution_id: str, tmp_path: Path, given: dict[str, Any], told: str
 ) -> None:
     arguments = {"execution_id": execution_id, "dest": str(tmp_path), **given}
     with pytest.raises(AirflowFailException, match=told):
@@ -177,7 +174,7 @@ def test_bad_arguments(
     ],
 )
 def test_no_batch_fails_the_attempt(
-    context: dict[str, Any],
+    context: Any,
     tmp_path: Path,
     found: Any,
     told: str,
@@ -191,9 +188,7 @@ def test_no_batch_fails_the_attempt(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_running_batch_is_refused(
-    context: dict[str, Any], hook: MLBatchHook, tmp_path: Path
-) -> None:
+def test_a_running_batch_is_refused(context: Any, hook: MLBatchHook, tmp_path: Path) -> None:
     running = hook.start_batch("slow", "1", {"x": [1.0], "seconds": [30.0]})
     try:
         with pytest.raises(BatchError, match="is not complete"):
@@ -203,9 +198,7 @@ def test_a_running_batch_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_same_place_for_two_records(
-    context: dict[str, Any], execution_id: str, tmp_path: Path
-) -> None:
+def test_same_place_for_two_records(context: Any, execution_id: str, tmp_path: Path) -> None:
     operator = download(
         execution_id=execution_id,
         file_names="data.bin",
@@ -218,7 +211,7 @@ def test_same_place_for_two_records(
 
 @on_object_stores
 def test_object_storage(
-    context: dict[str, Any],
+    context: Any,
     execution_id: str,
     request: pytest.FixtureRequest,
     storage: str,
@@ -249,7 +242,7 @@ def test_object_storage(
 # --- XCom ----------------------------------------------------------------------------------------
 
 
-def test_xcom(context: dict[str, Any], execution_id: str) -> None:
+def test_xcom(context: Any, execution_id: str) -> None:
     told = download(execution_id=execution_id, indexes=[2]).execute(context)
     by_name = {file["file_name"]: file for file in told}
     assert by_name["größe.txt"] == {
@@ -264,7 +257,7 @@ def test_xcom(context: dict[str, Any], execution_id: str) -> None:
     assert json.loads(json.dumps(told)) == told
 
 
-def test_xcom_has_a_limit(context: dict[str, Any], execution_id: str) -> None:
+def test_xcom_has_a_limit(context: Any, execution_id: str) -> None:
     operator = download(execution_id=execution_id, file_names="*.bin", max_xcom_bytes=3000)
     told = "max_xcom_bytes: found more than 3,000 bytes of files at 'data.bin' of record 2.*dest"
     with pytest.raises(AirflowFailException, match=told):
@@ -317,7 +310,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Files], FaultSe
 
 
 def test_a_retry_fetches_only_what_is_missing(
-    context: dict[str, Any], serve: Callable[[Files], FaultServer], tmp_path: Path
+    context: Any, serve: Callable[[Files], FaultServer], tmp_path: Path
 ) -> None:
     files = Files({index: {"x": b"x" * index, "y": b"y" * 1000} for index in range(20)})
     files.broken = lambda index, name: Answer(404, b"gone") if (index, name) == (13, "y") else None
@@ -347,7 +340,7 @@ def test_a_retry_fetches_only_what_is_missing(
 
 
 def test_connections_are_bounded(
-    context: dict[str, Any], serve: Callable[[Files], FaultServer], tmp_path: Path
+    context: Any, serve: Callable[[Files], FaultServer], tmp_path: Path
 ) -> None:
     server = serve(Files({index: {"x": b"x"} for index in range(40)}))
     download(execution_id="e", dest=str(tmp_path), max_connections=4).execute(context)
@@ -357,7 +350,7 @@ def test_connections_are_bounded(
 
 
 def test_a_file_cut_short_is_fetched_again(
-    context: dict[str, Any], serve: Callable[[Files], FaultServer], tmp_path: Path
+    context: Any, serve: Callable[[Files], FaultServer], tmp_path: Path
 ) -> None:
     files = Files({0: {"x": b"x" * 5000}})
     files.broken = lambda index, name: (
@@ -370,7 +363,7 @@ def test_a_file_cut_short_is_fetched_again(
 
 
 def test_no_half_file_is_left(
-    context: dict[str, Any], serve: Callable[[Files], FaultServer], tmp_path: Path
+    context: Any, serve: Callable[[Files], FaultServer], tmp_path: Path
 ) -> None:
     files = Files({0: {"x": b"x" * 5000}})
     files.broken = lambda index, name: (
@@ -391,7 +384,7 @@ HOSTILE = ["../../x", "/etc/passwd", "C:\\x", "..", "a\0b", "\\\\host\\x", "a/..
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names(
-    context: dict[str, Any],
+    context: Any,
     serve: Callable[[Files], FaultServer],
     tmp_path: Path,
     name: str,
@@ -407,9 +400,7 @@ def test_hostile_names(
         assert [file["file_name"] for file in told] == ["good.txt", name]
 
 
-def test_odd_names(
-    context: dict[str, Any], serve: Callable[[Files], FaultServer], tmp_path: Path
-) -> None:
+def test_odd_names(context: Any, serve: Callable[[Files], FaultServer], tmp_path: Path) -> None:
     names = [
         "A.txt",
         "a.txt",
@@ -437,7 +428,7 @@ def test_odd_names(
 
 
 def test_a_file_called_manifest(
-    context: dict[str, Any], serve: Callable[[Files], FaultServer], tmp_path: Path
+    context: Any, serve: Callable[[Files], FaultServer], tmp_path: Path
 ) -> None:
     """It keeps its content, or is refused where the manifest of the download would replace it."""
     serve(Files({0: {"Manifest.json": b"mine"}}))

@@ -117,7 +117,7 @@ def _value(cell: str) -> Any:
 # --- XCom ----------------------------------------------------------------------------------------
 
 
-def test_xcom(context: dict[str, Any], scored: Scored) -> None:
+def test_xcom(context: Any, scored: Scored) -> None:
     execution_id = scored("picky", MIXED)
     rows = results(service_name="picky", execution_id=execution_id, max_failed_records=2).execute(
         context
@@ -130,7 +130,7 @@ def test_xcom(context: dict[str, Any], scored: Scored) -> None:
     assert json.loads(json.dumps(rows)) == rows
 
 
-def test_xcom_of_every_type(context: dict[str, Any], scored: Scored) -> None:
+def test_xcom_of_every_type(context: Any, scored: Scored) -> None:
     record = {
         "a": True,
         "b": 2,
@@ -146,13 +146,13 @@ def test_xcom_of_every_type(context: dict[str, Any], scored: Scored) -> None:
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
 
 
-def test_xcom_has_a_limit(context: dict[str, Any], scored: Scored) -> None:
+def test_xcom_has_a_limit(context: Any, scored: Scored) -> None:
     with pytest.raises(AirflowFailException, match="max_xcom_records: found 5 .*give output_path"):
         results(execution_id=scored("double", FIVE), max_xcom_records="4").execute(context)
 
 
 def test_xcom_refuses_outputs_with_its_own_keys(
-    context: dict[str, Any], scored: Scored, tmp_path: Path
+    context: Any, scored: Scored, tmp_path: Path
 ) -> None:
     execution_id = scored("ill-named", {"x": [1]})
     operator = results(service_name="ill-named", execution_id=execution_id)
@@ -165,7 +165,7 @@ def test_xcom_refuses_outputs_with_its_own_keys(
 
 
 def test_xcom_names_inputs_when_the_table_is_known(
-    context: dict[str, Any], scored: Scored, tmp_path: Path
+    context: Any, scored: Scored, tmp_path: Path
 ) -> None:
     path = tmp_path / "in.csv"
     path.write_text("power\n7\n4\n-1\n9\n-2\n16\n")
@@ -187,9 +187,7 @@ def test_xcom_names_inputs_when_the_table_is_known(
 @pytest.mark.parametrize(
     "name", ["o.parquet", "o.csv", "o.tsv", "o.jsonl", "o.csv.gz", "o.tsv.gz", "o.jsonl.gz"]
 )
-def test_formats(
-    context: dict[str, Any], scored: Scored, table: Path, tmp_path: Path, name: str
-) -> None:
+def test_formats(context: Any, scored: Scored, table: Path, tmp_path: Path, name: str) -> None:
     path = tmp_path / "out" / name
     manifest = results(
         execution_id=scored("double", FIVE),
@@ -213,7 +211,7 @@ def test_formats(
     assert json.loads(path.with_name(f"{name}.manifest.json").read_text()) == manifest
 
 
-def test_format_named(context: dict[str, Any], scored: Scored, tmp_path: Path) -> None:
+def test_format_named(context: Any, scored: Scored, tmp_path: Path) -> None:
     path = tmp_path / "scores"
     results(execution_id=scored("double", FIVE), output_path=str(path), format="parquet").execute(
         context
@@ -221,9 +219,7 @@ def test_format_named(context: dict[str, Any], scored: Scored, tmp_path: Path) -
     assert parquet.read_table(path).num_rows == 5
 
 
-def test_manifest(
-    context: dict[str, Any], scored: Scored, tmp_path: Path, hook: MLBatchHook
-) -> None:
+def test_manifest(context: Any, scored: Scored, tmp_path: Path, hook: MLBatchHook) -> None:
     table = tmp_path / "in.csv"
     table.write_text("x\n4\n-1\n9\n-2\n16\n")
     execution_id = scored("picky", MIXED)
@@ -262,7 +258,7 @@ def test_manifest(
     ],
 )
 def test_kept_columns(
-    context: dict[str, Any],
+    context: Any,
     scored: Scored,
     table: Path,
     tmp_path: Path,
@@ -283,9 +279,7 @@ def test_kept_columns(
 
 
 @pytest.mark.parametrize("given", [(1, 3), ["1", "3"], "(1, 3)", "[1, 3]"])
-def test_row_range(
-    context: dict[str, Any], scored: Scored, table: Path, tmp_path: Path, given: Any
-) -> None:
+def test_row_range(context: Any, scored: Scored, table: Path, tmp_path: Path, given: Any) -> None:
     manifest = results(
         execution_id=scored("double", {"x": [1, 2]}),
         input_path=str(table),
@@ -302,7 +296,7 @@ def test_row_range(
 
 
 def test_a_range_of_json_lines_has_the_columns_of_the_table(
-    context: dict[str, Any], scored: Scored, tmp_path: Path
+    context: Any, scored: Scored, tmp_path: Path
 ) -> None:
     """A key that no row of the range shows is null there; one that no row at all has is refused."""
     table = tmp_path / "in.jsonl"
@@ -337,7 +331,7 @@ def test_a_range_of_json_lines_has_the_columns_of_the_table(
     ],
 )
 def test_types_of_kept_columns(
-    context: dict[str, Any], scored: Scored, tmp_path: Path, column_types: Any, types: list[str]
+    context: Any, scored: Scored, tmp_path: Path, column_types: Any, types: list[str]
 ) -> None:
     (tmp_path / "in.csv").write_text("id,x,count,ok\n007,0,1,TRUE\n8,1.0,NA,false\nx,2,,\n")
     named = {"integer": "int64", "logical": "bool"}
@@ -359,9 +353,7 @@ def test_types_of_kept_columns(
         assert table["ok"].to_pylist() == [True, False]
 
 
-def test_text_stays_as_it_stands_in_text(
-    context: dict[str, Any], scored: Scored, tmp_path: Path
-) -> None:
+def test_text_stays_as_it_stands_in_text(context: Any, scored: Scored, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("x,n\n0.0,1\n1,02\n")
     results(
         execution_id=scored("double", {"x": [0, 1]}),
@@ -384,7 +376,7 @@ def test_text_stays_as_it_stands_in_text(
     ],
 )
 def test_types_that_cannot_be(
-    context: dict[str, Any],
+    context: Any,
     scored: Scored,
     table: Path,
     tmp_path: Path,
@@ -403,7 +395,7 @@ def test_types_that_cannot_be(
     assert not (tmp_path / "out.parquet").exists()
 
 
-def test_quotes_as_ordinary_text(context: dict[str, Any], scored: Scored, tmp_path: Path) -> None:
+def test_quotes_as_ordinary_text(context: Any, scored: Scored, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text('size,x\n5",-4\n"7,9\n')
     rows = results(
         service_name="picky",
@@ -415,15 +407,13 @@ def test_quotes_as_ordinary_text(context: dict[str, Any], scored: Scored, tmp_pa
         max_failed_records=1,
         rescore_failed=1,
     )
-    rows.render_template_fields({**context})
+    rows.render_template_fields(context)
     rows.execute(context)
     assert [row["size"] for row in read(tmp_path / "out.parquet")] == ['5"', '"7']
     assert [row["size"] for row in read(tmp_path / "rejects.parquet")] == ['5"']
 
 
-def test_paths_as_objects(
-    context: dict[str, Any], scored: Scored, table: Path, tmp_path: Path
-) -> None:
+def test_paths_as_objects(context: Any, scored: Scored, table: Path, tmp_path: Path) -> None:
     manifest = results(
         execution_id=scored("double", FIVE),
         input_path=table,
@@ -438,7 +428,7 @@ def test_paths_as_objects(
 @pytest.mark.parametrize("given", [None, "None", ""])
 @pytest.mark.parametrize("name", ["out.parquet", "out.csv", "out.jsonl"])
 def test_a_table_without_rows_has_no_batch(
-    context: dict[str, Any], tmp_path: Path, given: Any, name: str
+    context: Any, tmp_path: Path, given: Any, name: str
 ) -> None:
     """What on_empty="succeed" leaves to the task after it."""
     (tmp_path / "in.csv").write_text("id,x\n")
@@ -458,7 +448,7 @@ def test_a_table_without_rows_has_no_batch(
 
 @pytest.mark.parametrize(("attempt", "wanted"), [(1, NoBatchError), (2, AirflowFailException)])
 def test_no_batch_for_rows_fails_the_attempt(
-    context: dict[str, Any],
+    context: Any,
     table: Path,
     tmp_path: Path,
     attempt: int,
@@ -474,7 +464,7 @@ def test_no_batch_for_rows_fails_the_attempt(
     assert not (tmp_path / "o.csv").exists()
 
 
-def test_without_input(context: dict[str, Any], scored: Scored, tmp_path: Path) -> None:
+def test_without_input(context: Any, scored: Scored, tmp_path: Path) -> None:
     results(execution_id=scored("double", FIVE), output_path=str(tmp_path / "out.jsonl")).execute(
         context
     )
@@ -483,7 +473,7 @@ def test_without_input(context: dict[str, Any], scored: Scored, tmp_path: Path) 
     ]
 
 
-def test_one_row_frames_are_spread(context: dict[str, Any], scored: Scored, tmp_path: Path) -> None:
+def test_one_row_frames_are_spread(context: Any, scored: Scored, tmp_path: Path) -> None:
     execution_id = scored("TxService", {"hp": [120.0, 110.0], "wt": [2.8, 2.62]}, "1.0")
     results(
         service_name="TxService",
@@ -496,9 +486,7 @@ def test_one_row_frames_are_spread(context: dict[str, Any], scored: Scored, tmp_
     assert "answer" not in schema.names
 
 
-def test_frames_stay_whole_when_asked(
-    context: dict[str, Any], scored: Scored, tmp_path: Path
-) -> None:
+def test_frames_stay_whole_when_asked(context: Any, scored: Scored, tmp_path: Path) -> None:
     execution_id = scored("TxService", {"hp": [120.0, 110.0], "wt": [2.8, 2.62]}, "1.0")
     results(
         service_name="TxService",
@@ -511,7 +499,7 @@ def test_frames_stay_whole_when_asked(
     assert [list(row["answer"]) for row in rows] == [["am_Pred"]] * 2
 
 
-def test_nested_outputs(context: dict[str, Any], scored: Scored, tmp_path: Path) -> None:
+def test_nested_outputs(context: Any, scored: Scored, tmp_path: Path) -> None:
     record = {
         "a": True,
         "b": 2,
@@ -521,7 +509,12 @@ def test_nested_outputs(context: dict[str, Any], scored: Scored, tmp_path: Path)
         "f": [[1, 2], [3, 4]],
         "g": {"p": [1, 2], "q": ["x", None]},
     }
-    empty = {**dict.fromkeys("abcd"), "e": [], "f": None, "g": {"p": [3], "q": ["z"]}}
+    empty: dict[str, Any] = {
+        **dict.fromkeys("abcd"),
+        "e": [],
+        "f": None,
+        "g": {"p": [3], "q": ["z"]},
+    }
     execution_id = scored("every-type", [record, empty])
     for name in ("out.parquet", "out.jsonl"):
         results(
@@ -542,9 +535,7 @@ def test_nested_outputs(context: dict[str, Any], scored: Scored, tmp_path: Path)
 # --- refused, and nothing is written -------------------------------------------------------------
 
 
-def test_a_running_batch_is_refused(
-    context: dict[str, Any], hook: MLBatchHook, tmp_path: Path
-) -> None:
+def test_a_running_batch_is_refused(context: Any, hook: MLBatchHook, tmp_path: Path) -> None:
     execution_id = hook.start_batch("slow", "1", {"x": [1.0], "seconds": [30.0]})
     try:
         operator = results(
@@ -560,9 +551,7 @@ def test_a_running_batch_is_refused(
 
 
 @pytest.mark.parametrize("rows", [4, 6])
-def test_counts_must_agree(
-    context: dict[str, Any], scored: Scored, tmp_path: Path, rows: int
-) -> None:
+def test_counts_must_agree(context: Any, scored: Scored, tmp_path: Path, rows: int) -> None:
     (tmp_path / "in.csv").write_text("x\n" + "1\n" * rows)
     with pytest.raises(AirflowFailException, match=f"5 results for {rows} rows"):
         results(
@@ -609,7 +598,7 @@ def test_counts_must_agree(
     ],
 )
 def test_bad_arguments(
-    context: dict[str, Any],
+    context: Any,
     scored: Scored,
     hook: MLBatchHook,
     tmp_path: Path,
@@ -654,7 +643,7 @@ def thousand(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("allowed", [3, "3", 0.003, "0.003", 0.5])
 def test_policy_allows(
-    context: dict[str, Any], scored: Scored, thousand: Path, tmp_path: Path, allowed: Any
+    context: Any, scored: Scored, thousand: Path, tmp_path: Path, allowed: Any
 ) -> None:
     manifest = results(
         service_name="picky",
@@ -683,7 +672,7 @@ def check_rejects(path: Path) -> None:
 
 @pytest.mark.parametrize("allowed", [0, "2", 0.0029])
 def test_policy_refuses(
-    context: dict[str, Any], scored: Scored, thousand: Path, tmp_path: Path, allowed: Any
+    context: Any, scored: Scored, thousand: Path, tmp_path: Path, allowed: Any
 ) -> None:
     operator = results(
         service_name="picky",
@@ -705,7 +694,7 @@ def test_policy_refuses(
 
 
 def test_a_failure_leaves_the_table_of_an_earlier_run(
-    context: dict[str, Any], scored: Scored, tmp_path: Path
+    context: Any, scored: Scored, tmp_path: Path
 ) -> None:
     def write(service: str, records: Any) -> None:
         results(
@@ -748,7 +737,7 @@ def flaky_batch(hook: MLBatchHook, table: Path) -> str:
 
 
 def test_rescored_records_are_whole(
-    context: dict[str, Any],
+    context: Any,
     hook: MLBatchHook,
     flaky_table: Path,
     tmp_path: Path,
@@ -779,7 +768,7 @@ def test_rescored_records_are_whole(
 
 
 def test_failed_records_are_not_scored_again_by_a_task_that_was_told_to_stop(
-    context: dict[str, Any], hook: MLBatchHook, scored: Scored, tmp_path: Path
+    context: Any, hook: MLBatchHook, scored: Scored, tmp_path: Path
 ) -> None:
     (tmp_path / "in.csv").write_text("x\n-4\n9\n")
     context["ti"].state = "failed"
@@ -800,7 +789,7 @@ def test_failed_records_are_not_scored_again_by_a_task_that_was_told_to_stop(
 
 
 def test_a_task_that_was_told_to_stop_does_not_touch_a_published_dataset(
-    context: dict[str, Any], scored: Scored, tmp_path: Path
+    context: Any, scored: Scored, tmp_path: Path
 ) -> None:
     """It was suspended, and its retry has written the part meanwhile."""
     folder = tmp_path / "out"
@@ -827,7 +816,7 @@ def test_a_task_that_was_told_to_stop_does_not_touch_a_published_dataset(
 
 
 def test_killed_while_failed_records_are_sent_again(
-    context: dict[str, Any],
+    context: Any,
     hook: MLBatchHook,
     server: RunningServer,
     scored: Scored,
@@ -864,7 +853,7 @@ def test_killed_while_failed_records_are_sent_again(
 
 @pytest.mark.parametrize("lost", [1, 2])
 def test_a_further_batch_is_not_forgotten_before_it_is_gone(
-    context: dict[str, Any],
+    context: Any,
     hook: MLBatchHook,
     server: RunningServer,
     flaky_table: Path,
@@ -907,9 +896,7 @@ def test_a_further_batch_is_not_forgotten_before_it_is_gone(
     assert store.texts == {}
 
 
-def test_rescored_through_xcom(
-    context: dict[str, Any], hook: MLBatchHook, flaky_table: Path
-) -> None:
+def test_rescored_through_xcom(context: Any, hook: MLBatchHook, flaky_table: Path) -> None:
     rows = results(
         service_name="flaky",
         execution_id=flaky_batch(hook, flaky_table),
@@ -920,9 +907,7 @@ def test_rescored_through_xcom(
     assert [row["index"] for row in rows] == [0, 1, 2, 3]
 
 
-def test_rescoring_in_vain(
-    context: dict[str, Any], scored: Scored, hook: MLBatchHook, tmp_path: Path
-) -> None:
+def test_rescoring_in_vain(context: Any, scored: Scored, hook: MLBatchHook, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("x\n4\n-1\n9\n-2\n16\n")
     operator = results(
         service_name="picky",
@@ -939,7 +924,7 @@ def test_rescoring_in_vain(
 
 
 def test_a_batch_that_a_dead_attempt_left_is_deleted(
-    context: dict[str, Any],
+    context: Any,
     hook: MLBatchHook,
     flaky_table: Path,
     tmp_path: Path,
@@ -961,7 +946,7 @@ def test_a_batch_that_a_dead_attempt_left_is_deleted(
 
 
 def test_on_kill_cancels_a_second_try(
-    context: dict[str, Any], hook: MLBatchHook, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    context: Any, hook: MLBatchHook, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "in.csv").write_text("x,seconds\n1,0\n")
     operator = results(
@@ -980,7 +965,7 @@ def test_on_kill_cancels_a_second_try(
 # --- Airflow -------------------------------------------------------------------------------------
 
 
-def test_a_fixed_path_is_an_outlet(context: dict[str, Any], scored: Scored, tmp_path: Path) -> None:
+def test_a_fixed_path_is_an_outlet(context: Any, scored: Scored, tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
     operator = results(execution_id=scored("double", FIVE), output_path=str(path))
     assert operator.outlets == [Asset(uri=f"file://{path}")]
@@ -1016,7 +1001,7 @@ def test_own_outlets_are_kept(tmp_path: Path) -> None:
         assert results(execution_id="1", output_path=path).outlets == both
 
 
-def test_an_alias_learns_the_asset(context: dict[str, Any], scored: Scored, tmp_path: Path) -> None:
+def test_an_alias_learns_the_asset(context: Any, scored: Scored, tmp_path: Path) -> None:
     alias = AssetAlias("scores")
     operator = results(
         execution_id=scored("double", FIVE),
@@ -1033,22 +1018,22 @@ def test_an_alias_learns_the_asset(context: dict[str, Any], scored: Scored, tmp_
 
 @pytest.mark.parametrize("native", [False, True])
 def test_templates_and_default_args(
-    context: dict[str, Any], scored: Scored, table: Path, tmp_path: Path, native: bool
+    context: Any, scored: Scored, table: Path, tmp_path: Path, native: bool
 ) -> None:
     defaults = {"service_name": "double", "service_version": "1", "max_failed_records": "{{ p }}"}
     with DAG("templates", default_args=defaults, render_template_as_native_obj=native):
-        operator = BatchResultsOperator(
+        operator = BatchResultsOperator(  # type: ignore[call-arg]  # from default_args
             task_id="results",
             execution_id="{{ id }}",
             input_path="{{ tmp }}/in.csv",
             output_path="{{ tmp }}/out-{{ ds }}.csv",
             columns={"x": "{{ column }}"},
-            row_range=["{{ start }}", "{{ start + 5 }}"],
+            row_range=["{{ start }}", "{{ start + 5 }}"],  # type: ignore[list-item]
             id_columns=["{{ 'id' }}"],
             keep_columns="{{ none_of_them }}",
-            rescore_failed="{{ p }}",
+            rescore_failed="{{ p }}",  # type: ignore[arg-type]
         )
-    values = {"id": scored("double", FIVE), "tmp": str(tmp_path), "ds": "2026-01-01", "p": 5}
+    values: Any = {"id": scored("double", FIVE), "tmp": str(tmp_path), "ds": "2026-01-01", "p": 5}
     values |= {"column": "power", "start": 0, "none_of_them": "all"}
     operator.render_template_fields(values)
     operator.execute(context)

@@ -55,7 +55,7 @@ def results_of(hook: MLBatchHook, execution_id: str, service: str = "double") ->
         '{"x": [1, 2], "unused": [null, true]}',
     ],
 )
-def test_records(hook: MLBatchHook, context: dict[str, Any], records: Any) -> None:
+def test_records(hook: MLBatchHook, context: Any, records: Any) -> None:
     execution_id = score(records=records).execute(context)
     assert execution_id is not None
     assert results_of(hook, execution_id) == [2.0, 4.0]
@@ -77,7 +77,7 @@ def test_records(hook: MLBatchHook, context: dict[str, Any], records: Any) -> No
 
 
 def test_no_link_where_the_pages_are_switched_off(
-    context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW__MLBATCH__UI_ENABLED", "False")
     operator = score(records=[{"x": 1}])
@@ -88,7 +88,7 @@ def test_no_link_where_the_pages_are_switched_off(
 
 
 @pytest.mark.skipif(not AIRFLOW_V_3_1_PLUS, reason="the pages are off on Airflow 3.0")
-def test_the_link_escapes_what_an_address_cannot_hold(context: dict[str, Any]) -> None:
+def test_the_link_escapes_what_an_address_cannot_hold(context: Any) -> None:
     ti = context["ti"]
     ti.dag_id, ti.run_id, ti.map_index = "a dag", "manual__2026-01-01T00:00:00+00:00", 7
     operator = score(records=[{"x": 1}])
@@ -107,9 +107,7 @@ def test_the_link_escapes_what_an_address_cannot_hold(context: dict[str, Any]) -
         ("t.jsonl", '{"x":1}\n{"x":2}\n'),
     ],
 )
-def test_tables(
-    hook: MLBatchHook, context: dict[str, Any], tmp_path: Path, name: str, text: str
-) -> None:
+def test_tables(hook: MLBatchHook, context: Any, tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     execution_id = score(input_path=str(tmp_path / name)).execute(context)
     assert execution_id is not None
@@ -125,7 +123,7 @@ def test_tables(
     ],
 )
 def test_columns_and_row_range(
-    hook: MLBatchHook, context: dict[str, Any], tmp_path: Path, columns: Any, row_range: Any
+    hook: MLBatchHook, context: Any, tmp_path: Path, columns: Any, row_range: Any
 ) -> None:
     (tmp_path / "t.csv").write_text("power\n" + "\n".join(map(str, range(10))) + "\n")
     execution_id = score(
@@ -135,9 +133,7 @@ def test_columns_and_row_range(
     assert results_of(hook, execution_id) == [6.0, 8.0, 10.0]
 
 
-def test_quotes_as_ordinary_text(
-    hook: MLBatchHook, context: dict[str, Any], tmp_path: Path
-) -> None:
+def test_quotes_as_ordinary_text(hook: MLBatchHook, context: Any, tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text('size,x\n5",1\n"7,2\n')
     with pytest.raises(
@@ -151,27 +147,24 @@ def test_quotes_as_ordinary_text(
         score(input_path=str(path), input_quoting="all").execute(context)
 
 
-def test_templates_are_rendered(hook: MLBatchHook, context: dict[str, Any]) -> None:
+def test_templates_are_rendered(hook: MLBatchHook, context: Any) -> None:
     operator = score(
         service_name="{{ name }}", records=[{"x": "{{ value }}"}], parallel_count="{{ count }}"
     )
-    operator.render_template_fields({"name": "double", "value": 7, "count": 3})
-    assert (operator.service_name, operator.records, operator.parallel_count) == (
-        "double",
-        [{"x": "7"}],
-        "3",
-    )
+    values: Any = {"name": "double", "value": 7, "count": 3}
+    operator.render_template_fields(values)
+    rendered: list[Any] = [operator.service_name, operator.records, operator.parallel_count]
+    assert rendered == ["double", [{"x": "7"}], "3"]
     with pytest.raises(AirflowFailException, match="record 0, field 'x': found '7'"):
         operator.execute(context)
 
 
-def test_a_version_that_native_rendering_made_a_number_of(
-    hook: MLBatchHook, context: dict[str, Any]
-) -> None:
+def test_a_version_that_native_rendering_made_a_number_of(hook: MLBatchHook, context: Any) -> None:
     with DAG("native", schedule=None, render_template_as_native_obj=True):
         operator = slowly(0.3, service_version="1", deferrable=True)
     operator.render_template_fields({})
-    assert operator.service_version == 1
+    rendered: Any = operator.service_version
+    assert rendered == 1
     with pytest.raises(TaskDeferred) as deferred:
         operator.execute(context)
     event = json.loads(json.dumps(fire(deferred.value.trigger).payload))
@@ -210,7 +203,7 @@ def test_a_version_that_native_rendering_made_a_number_of(
     ],
 )
 def test_wrong_input_fails_for_good(
-    hook: MLBatchHook, context: dict[str, Any], kwargs: dict[str, Any], message: str
+    hook: MLBatchHook, context: Any, kwargs: dict[str, Any], message: str
 ) -> None:
     before = hook.list_batch_executions("double", "1")
     with pytest.raises(AirflowFailException, match=message):
@@ -220,7 +213,7 @@ def test_wrong_input_fails_for_good(
 
 
 @pytest.mark.parametrize("columns", [["x"], "x=power"])
-def test_columns_that_are_no_dict(context: dict[str, Any], tmp_path: Path, columns: Any) -> None:
+def test_columns_that_are_no_dict(context: Any, tmp_path: Path, columns: Any) -> None:
     (tmp_path / "t.csv").write_text("x\n1\n")
     operator = score(input_path=str(tmp_path / "t.csv"), columns=columns)
     with pytest.raises(AirflowFailException, match="^columns: found .*, expected a dict of"):
@@ -239,7 +232,7 @@ def test_columns_that_are_no_dict(context: dict[str, Any], tmp_path: Path, colum
     ],
 )
 def test_times_are_looked_at_before_anything_is_sent(
-    hook: MLBatchHook, context: dict[str, Any], name: str, found: Any
+    hook: MLBatchHook, context: Any, name: str, found: Any
 ) -> None:
     before = hook.list_batch_executions("double", "1")
     operator = BatchScoreOperator(
@@ -256,7 +249,7 @@ def test_times_are_looked_at_before_anything_is_sent(
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_times_may_be_timedeltas(context: dict[str, Any], deferrable: bool) -> None:
+def test_times_may_be_timedeltas(context: Any, deferrable: bool) -> None:
     operator = BatchScoreOperator(
         task_id="score",
         service_name="slow",
@@ -276,14 +269,14 @@ def test_times_may_be_timedeltas(context: dict[str, Any], deferrable: bool) -> N
     json.dumps(deferred.value.trigger.serialize())
 
 
-def test_the_log_of_a_mistake_does_not_show_our_code(context: dict[str, Any]) -> None:
+def test_the_log_of_a_mistake_does_not_show_our_code(context: Any) -> None:
     with pytest.raises(AirflowFailException) as caught:
         score().execute(context)
     assert caught.value.__cause__ is not None
     assert caught.value.__cause__.__traceback__ is None
 
 
-def test_an_empty_table_is_a_decision(context: dict[str, Any], tmp_path: Path) -> None:
+def test_an_empty_table_is_a_decision(context: Any, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("x\n")
     path = str(tmp_path / "t.csv")
     with pytest.raises(AirflowSkipException, match="no records to score"):
@@ -296,13 +289,13 @@ def test_an_empty_table_is_a_decision(context: dict[str, Any], tmp_path: Path) -
 # --- waiting -------------------------------------------------------------------------------------
 
 
-def slowly(seconds: float, count: int = 1, **kwargs: Any) -> BatchScoreOperator:
+def slowly(seconds: float, *, count: int = 1, **kwargs: Any) -> BatchScoreOperator:
     records = {"x": list(range(count)), "seconds": [seconds] * count}
     return score(service_name="slow", records=records, wait_for_completion=True, **kwargs)
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_waits(hook: MLBatchHook, context: dict[str, Any], deferrable: bool, markers: Path) -> None:
+def test_waits(hook: MLBatchHook, context: Any, deferrable: bool, markers: Path) -> None:
     def make() -> BatchScoreOperator:
         records = [{"gate": f"deferred {deferrable}", "x": x} for x in range(3)]
         waiting = {"wait_for_completion": True, "deferrable": deferrable}
@@ -315,7 +308,7 @@ def test_waits(hook: MLBatchHook, context: dict[str, Any], deferrable: bool, mar
         gate.touch()
         event = json.loads(json.dumps(fire(deferred.value.trigger).payload))
         resumed = make()
-        execution_id = resumed.execute_complete(context, event, **deferred.value.kwargs)
+        execution_id = resumed.execute_complete(context, event, **(deferred.value.kwargs or {}))
         assert resumed.linked_execution_id == execution_id
     else:
         opened = threading.Timer(0.3, gate.touch)
@@ -325,21 +318,21 @@ def test_waits(hook: MLBatchHook, context: dict[str, Any], deferrable: bool, mar
     assert execution_id is not None
     status = hook.get_batch_status("gated", "1", execution_id)
     assert status.state is BatchState.COMPLETE
-    assert read_note(context["task_state_store"])["state"] == "done"
+    assert (read_note(context["task_state_store"]) or {})["state"] == "done"
 
 
-def test_without_waiting_there_is_nothing_to_defer(context: dict[str, Any]) -> None:
+def test_without_waiting_there_is_nothing_to_defer(context: Any) -> None:
     assert score(records=[{"x": 1}], deferrable=True).execute(context) is not None
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
 @pytest.mark.parametrize("field", ["timeout", "execution_timeout"])
 def test_at_the_deadline_the_batch_is_cancelled(
-    hook: MLBatchHook, context: dict[str, Any], deferrable: bool, field: str
+    hook: MLBatchHook, context: Any, deferrable: bool, field: str
 ) -> None:
     if field == "execution_timeout" and not deferrable:
         pytest.skip("Airflow itself enforces it on a worker")
-    limits = {field: timedelta(seconds=0.3)}
+    limits: dict[str, Any] = {field: timedelta(seconds=0.3)}
     with pytest.raises(AirflowException, match="not complete at the deadline: 0 of 1") as raised:
         try:
             slowly(60, deferrable=deferrable, **limits).execute(context)
@@ -357,11 +350,11 @@ def test_at_the_deadline_the_batch_is_cancelled(
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_at_the_deadline_the_batch_goes_on_where_cancelling_was_opted_out_of(
     hook: MLBatchHook,
-    context: dict[str, Any],
+    context: Any,
     deferrable: bool,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    limits = {"timeout": 0.3, "cancel_on_timeout": False, "deferrable": deferrable}
+    limits: dict[str, Any] = {"timeout": 0.3, "cancel_on_timeout": False, "deferrable": deferrable}
     with pytest.raises(AirflowFailException, match="not complete at the deadline: 0 of 1"):
         try:
             slowly(60, **limits).execute(context)
@@ -374,11 +367,11 @@ def test_at_the_deadline_the_batch_goes_on_where_cancelling_was_opted_out_of(
 
 
 def test_execution_timeout_leaves_the_batch_to_a_retry_where_cancelling_was_opted_out_of(
-    hook: MLBatchHook, context: dict[str, Any]
+    hook: MLBatchHook, context: Any
 ) -> None:
     """As on a worker, where Airflow calls ``on_kill``."""
-    waiting = {"deferrable": True, "cancel_on_kill": False}
-    limit = {"execution_timeout": timedelta(seconds=0.3)}
+    waiting: dict[str, Any] = {"deferrable": True, "cancel_on_kill": False}
+    limit: dict[str, Any] = {"execution_timeout": timedelta(seconds=0.3)}
     with pytest.raises(TaskDeferred) as deferred:
         slowly(60, **waiting, **limit).execute(context)
     event = fire(deferred.value.trigger).payload
@@ -394,9 +387,7 @@ def test_execution_timeout_leaves_the_batch_to_a_retry_where_cancelling_was_opte
 
 
 @pytest.mark.parametrize("error", [ConnectionLostError("reset"), ExecutionNotFoundError("gone")])
-def test_the_link_stays_where_a_deferred_wait_fails(
-    context: dict[str, Any], error: MLBatchError
-) -> None:
+def test_the_link_stays_where_a_deferred_wait_fails(context: Any, error: MLBatchError) -> None:
     """Airflow stores it again at the end of each segment, with the operator that ran last."""
     operator = score(records=[{"x": 1}], wait_for_completion=True, deferrable=True)
     with pytest.raises((MLBatchError, AirflowException)):
@@ -409,9 +400,9 @@ OUT_OF_TIME = (TRIGGER_FAIL_REPR, {"error": TriggerFailureReason.TRIGGER_TIMEOUT
 
 @pytest.mark.parametrize("field", ["timeout", "execution_timeout"])
 def test_a_deadline_that_no_triggerer_kept_is_made_up_for(
-    hook: MLBatchHook, context: dict[str, Any], field: str
+    hook: MLBatchHook, context: Any, field: str
 ) -> None:
-    limits = {field: timedelta(milliseconds=1)}
+    limits: dict[str, Any] = {field: timedelta(milliseconds=1)}
     with pytest.raises(TaskDeferred) as deferred:
         slowly(60, deferrable=True, **limits).execute(context)
     with pytest.raises(AirflowException, match="not complete at the deadline: 0 of 1") as raised:
@@ -422,7 +413,7 @@ def test_a_deadline_that_no_triggerer_kept_is_made_up_for(
 
 
 def test_a_batch_that_has_ended_meanwhile_is_a_success_without_a_triggerer(
-    hook: MLBatchHook, context: dict[str, Any], markers: Path
+    hook: MLBatchHook, context: Any, markers: Path
 ) -> None:
     def make() -> BatchScoreOperator:
         records = [{"gate": "after the deadline", "x": 1}]
@@ -436,18 +427,16 @@ def test_a_batch_that_has_ended_meanwhile_is_a_success_without_a_triggerer(
     hook.watch_batch("gated", "1", execution_id, poll_interval=0.05)
     operator = make()
     assert operator.resume_execution(*OUT_OF_TIME, context) == execution_id
-    assert read_note(context["task_state_store"])["state"] == "done"
+    assert (read_note(context["task_state_store"]) or {})["state"] == "done"
 
 
 @pytest.mark.parametrize("reason", ["Trigger failure", "Trigger timeout"])
-def test_without_a_submission_airflow_s_own_failure_stands(
-    context: dict[str, Any], reason: str
-) -> None:
+def test_without_a_submission_airflow_s_own_failure_stands(context: Any, reason: str) -> None:
     with pytest.raises(AirflowException, match=reason):
         slowly(0, deferrable=True).resume_execution("__fail__", {"error": reason}, context)
 
 
-def test_timeout_counts_from_the_submission(hook: MLBatchHook, context: dict[str, Any]) -> None:
+def test_timeout_counts_from_the_submission(hook: MLBatchHook, context: Any) -> None:
     operator = slowly(60, deferrable=True, timeout=100)
     with pytest.raises(TaskDeferred) as first:
         operator.execute(context)
@@ -461,7 +450,7 @@ def test_timeout_counts_from_the_submission(hook: MLBatchHook, context: dict[str
 # --- deleting --------------------------------------------------------------------------------------
 
 
-def test_delete(hook: MLBatchHook, context: dict[str, Any]) -> None:
+def test_delete(hook: MLBatchHook, context: Any) -> None:
     ids = [hook.start_batch("double", "1", [{"x": 1}]) for _ in range(2)]
 
     def delete(found: Any) -> list[str]:
@@ -476,9 +465,7 @@ def test_delete(hook: MLBatchHook, context: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("task_ids", ["score", ["score"], ("score",)])
-def test_delete_what_tasks_have_started(
-    hook: MLBatchHook, context: dict[str, Any], task_ids: Any
-) -> None:
+def test_delete_what_tasks_have_started(hook: MLBatchHook, context: Any, task_ids: Any) -> None:
     execution_id = score(records=[{"x": 1}]).execute(context)
     asked: list[str] = []
     ti = context["ti"]

@@ -139,7 +139,7 @@ def test_a_journal_of_another_kind_is_passed_over(tmp_path: Path, text: str) -> 
 def test_leftovers_of_a_killed_attempt_are_removed(tmp_path: Path) -> None:
     # The folder of a process that died: its staged file is copied back after it was cleaned up.
     first = ArtifactDownload(tmp_path, "{file_name}", "e", "task")
-    names = []
+    names: list[str] = []
 
     def half(open_sink: Open) -> None:
         open_sink().feed(b"half")

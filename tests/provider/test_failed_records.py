@@ -45,7 +45,7 @@ def score(x: list[float], gate: list[str | None] | None = None, **kwargs: Any) -
     )
 
 
-def run(make: Callable[[], Any], context: dict[str, Any]) -> Any:
+def run(make: Callable[[], Any], context: Any) -> Any:
     """Run a task to its end; the segment after a deferral is a new object."""
     try:
         return make().execute(context)
@@ -54,14 +54,14 @@ def run(make: Callable[[], Any], context: dict[str, Any]) -> Any:
         return make().execute_complete(context, event, **(deferred.kwargs or {}))
 
 
-def summary_of(context: dict[str, Any]) -> dict[str, Any]:
+def summary_of(context: Any) -> dict[str, Any]:
     found: dict[str, Any] = context["ti"].pushed["mlbatch_summary"]
     return found
 
 
 @both_ways
 def test_failed_records_are_reported_at_the_end(
-    context: dict[str, Any], deferrable: bool, capfd: pytest.CaptureFixture[str]
+    context: Any, deferrable: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     execution_id = run(lambda: score(NUMBERS, deferrable=deferrable), context)
     told = f"execution {execution_id}: 2 of 7 records failed: record 0: ValueError: x is negative: -1.0"
@@ -83,14 +83,14 @@ def test_failed_records_are_reported_at_the_end(
 
 
 def test_where_nothing_failed_that_is_said_too(
-    context: dict[str, Any], capfd: pytest.CaptureFixture[str]
+    context: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     execution_id = score([1, 2]).execute(context)
     assert f"execution {execution_id}: 0 of 2 records failed" in capfd.readouterr().out
     assert summary_of(context)["first_failures"] == []
 
 
-def test_indexes_are_rows_of_the_table(context: dict[str, Any], tmp_path: Path) -> None:
+def test_indexes_are_rows_of_the_table(context: Any, tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     table.write_text("x\n1\n2\n-3\n4\n", encoding="utf-8")
     operator: Any = BatchScoreOperator(
@@ -110,7 +110,7 @@ def test_indexes_are_rows_of_the_table(context: dict[str, Any], tmp_path: Path) 
 @both_ways
 @pytest.mark.parametrize("limit", [1, "1", 0.2])
 def test_too_many_failed_records(
-    hook: MLBatchHook, context: dict[str, Any], deferrable: bool, limit: Any
+    hook: MLBatchHook, context: Any, deferrable: bool, limit: Any
 ) -> None:
     with pytest.raises(AirflowFailException) as failed:
         run(lambda: score(NUMBERS, deferrable=deferrable, max_failed_records=limit), context)
@@ -132,14 +132,14 @@ def test_too_many_failed_records(
 
 @both_ways
 @pytest.mark.parametrize("limit", [2, 0.3, "None"])
-def test_not_too_many_failed_records(context: dict[str, Any], deferrable: bool, limit: Any) -> None:
+def test_not_too_many_failed_records(context: Any, deferrable: bool, limit: Any) -> None:
     assert run(lambda: score(NUMBERS, deferrable=deferrable, max_failed_records=limit), context)
     assert summary_of(context)["failed"] == 2
 
 
 @both_ways
 def test_a_batch_that_cannot_meet_the_policy_any_more_is_stopped(
-    hook: MLBatchHook, context: dict[str, Any], deferrable: bool
+    hook: MLBatchHook, context: Any, deferrable: bool
 ) -> None:
     """The gate of the last record never opens, so nothing else ends this batch."""
 
@@ -168,15 +168,13 @@ def test_a_batch_that_cannot_meet_the_policy_any_more_is_stopped(
 
 
 @both_ways
-def test_a_batch_that_can_still_meet_the_policy_goes_on(
-    context: dict[str, Any], deferrable: bool
-) -> None:
+def test_a_batch_that_can_still_meet_the_policy_goes_on(context: Any, deferrable: bool) -> None:
     limit: dict[str, Any] = {"max_failed_records": 2, "stop_early": True}
     assert run(lambda: score(NUMBERS, deferrable=deferrable, **limit), context)
 
 
 def test_without_a_policy_unreadable_results_are_only_a_warning(
-    context: dict[str, Any], capfd: pytest.CaptureFixture[str]
+    context: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As where somebody deletes the batch at the moment of its end."""
     event = event_of("gone", BatchStatus(BatchState.COMPLETE, 7, 7))
@@ -188,9 +186,7 @@ def test_without_a_policy_unreadable_results_are_only_a_warning(
         score(NUMBERS, max_failed_records=3).execute_complete(context, event)
 
 
-def test_the_report_can_be_left_out(
-    context: dict[str, Any], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_report_can_be_left_out(context: Any, capfd: pytest.CaptureFixture[str]) -> None:
     assert score(NUMBERS, report_failures=False).execute(context)
     assert "records failed" not in capfd.readouterr().out
     assert summary_of(context)["failed"] is None
@@ -208,9 +204,7 @@ def test_the_report_can_be_left_out(
         ),
     ],
 )
-def test_arguments_that_do_not_fit(
-    context: dict[str, Any], arguments: dict[str, Any], message: str
-) -> None:
+def test_arguments_that_do_not_fit(context: Any, arguments: dict[str, Any], message: str) -> None:
     operator: Any = BatchScoreOperator(
         task_id="score",
         service_name="fussy",
@@ -223,7 +217,7 @@ def test_arguments_that_do_not_fit(
     assert "mlbatch_summary" not in context["ti"].pushed
 
 
-def test_a_batch_that_is_gone_leaves_a_summary_too(context: dict[str, Any]) -> None:
+def test_a_batch_that_is_gone_leaves_a_summary_too(context: Any) -> None:
     event = event_of("some-id", ExecutionNotFoundError("no such execution", 404))
     with pytest.raises(AirflowFailException):
         score([1]).execute_complete(context, event)
@@ -240,7 +234,7 @@ def test_an_event_of_too_many_failures_may_know_little(counts: Any) -> None:
     assert told.value.failures == ()  # type: ignore[attr-defined]
 
 
-def test_the_results_task_leaves_a_summary_too(hook: MLBatchHook, context: dict[str, Any]) -> None:
+def test_the_results_task_leaves_a_summary_too(hook: MLBatchHook, context: Any) -> None:
     records = [{"x": x, "gate": None} for x in NUMBERS]
     execution_id = hook.start_batch("fussy", "1", records)
     hook.watch_batch("fussy", "1", execution_id, poll_interval=0.05)
@@ -268,7 +262,7 @@ def test_the_results_task_leaves_a_summary_too(hook: MLBatchHook, context: dict[
 
 
 def test_where_pages_are_off_an_alert_leads_to_the_task(
-    context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW__MLBATCH__UI_ENABLED", "False")
     context["ti"].log_url = "https://airflow/the/task"
@@ -277,9 +271,7 @@ def test_where_pages_are_off_an_alert_leads_to_the_task(
 
 
 @pytest.mark.skipif(not AIRFLOW_V_3_1_PLUS, reason="the pages are off on Airflow 3.0")
-def test_the_address_is_that_of_airflow(
-    context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_address_is_that_of_airflow(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.com/here/")
     score([1]).execute(context)
     page = "https://airflow.example.com/here/mlbatch/dags/dag/runs/run/tasks/task/-1"
@@ -288,7 +280,7 @@ def test_the_address_is_that_of_airflow(
 
 @pytest.mark.parametrize("limit", [None, 1])
 def test_a_batch_in_place_of_a_cancelled_one_has_the_only_summary(
-    hook: MLBatchHook, context: dict[str, Any], limit: int | None
+    hook: MLBatchHook, context: Any, limit: int | None
 ) -> None:
     """An earlier attempt's DELETE arrives after this one was deferred."""
     with pytest.raises(TaskDeferred) as deferred:

@@ -64,8 +64,8 @@ from tests.server_process import RunningServer, running_server
 
 NEVER_RETRIED = (AirflowFailException, AirflowSensorTimeout, AirflowSkipException)
 RECORDS = [{"hp": 120, "wt": 2.8}] * 3
-NAMED = {"service_name": SERVICE, "service_version": VERSION}
-OF_BATCH = {**NAMED, "execution_id": EXECUTION}
+NAMED: dict[str, Any] = {"service_name": SERVICE, "service_version": VERSION}
+OF_BATCH: dict[str, Any] = {**NAMED, "execution_id": EXECUTION}
 BATCH_AT_WORK = {"state": "inProgress", "completedItemCount": 1, "totalItemCount": 3}
 _BATCH = SCENES[Path.SUBMISSION].target
 ROWS = [{"index": index, "answer": 0.5, "success": True, "error": None} for index in range(3)]
@@ -161,7 +161,7 @@ class Role:
 
 
 def with_hook(call: Callable[[MLBatchHook], Any]) -> Callable[[dict[str, Any]], Any]:
-    def run(context: dict[str, Any]) -> Any:
+    def run(context: Any) -> Any:
         hook = MLBatchHook(timing=context["timing"])
         try:
             return call(hook)
@@ -194,20 +194,20 @@ def score(**kwargs: Any) -> Callable[[dict[str, Any]], Any]:
     return lambda context: run_to_its_end(make, context)  # type: ignore[arg-type]
 
 
-def results(context: dict[str, Any]) -> Any:
+def results(context: Any) -> Any:
     operator = BatchResultsOperator(task_id="results", **OF_BATCH)
     operator.timing = context["timing"]
     return operator.execute(context)
 
 
-def results_table(context: dict[str, Any]) -> Any:
+def results_table(context: Any) -> Any:
     path = context["folder"] / "scores.csv"
     operator = BatchResultsOperator(task_id="results", **OF_BATCH, output_path=str(path))
     operator.timing = context["timing"]
     return operator.execute(context)["rows"], path.read_text().count("0.5")
 
 
-def artifact(context: dict[str, Any]) -> Any:
+def artifact(context: Any) -> Any:
     operator = ArtifactDownloadOperator(
         task_id="files", **OF_BATCH, indexes=[0], max_xcom_bytes=100_000
     )
@@ -215,7 +215,7 @@ def artifact(context: dict[str, Any]) -> Any:
     return [each["content"] for each in operator.execute(context)]
 
 
-def artifact_file(context: dict[str, Any]) -> Any:
+def artifact_file(context: Any) -> Any:
     dest = context["folder"] / "files"
     operator = ArtifactDownloadOperator(
         task_id="files", **OF_BATCH, indexes=[0], dest=str(dest), path_template="{file_name}"
@@ -362,7 +362,7 @@ class End:
         return type(error) if error is not None else None
 
 
-def attempt(role: Role, context: dict[str, Any]) -> End:
+def attempt(role: Role, context: Any) -> End:
     try:
         return End(role.run(context))
     except Exception as error:
@@ -377,7 +377,7 @@ class Stage:
     """A server that plays, and tasks that run against it."""
 
     clock: Clock
-    context: dict[str, Any]
+    context: Any
     monkeypatch: pytest.MonkeyPatch
     good: dict[str, list[Act]] = field(default_factory=lambda: _good())
     met: int = 0
@@ -459,9 +459,7 @@ def _good() -> dict[str, list[Act]]:
 
 
 @pytest.fixture
-def stage(
-    clock: Clock, context: dict[str, Any], tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
-) -> Stage:
+def stage(clock: Clock, context: Any, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> Stage:
     context["folder"] = tmp_path
     context["timing"] = clock.timing()
     context["ti"].get_first_reschedule_date = lambda context: None
@@ -539,7 +537,7 @@ def test_a_server_in_trouble_at_the_deadline_hides_nothing(
     stage: Stage, deferrable: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The batch cannot be cancelled, and still the task says how far it came."""
-    play = {
+    play: dict[str, Any] = {
         **stage.good,
         "POST /login": [as_json(TOKENS)],
         f"GET {_BATCH}/{EXECUTION}": [as_json(BATCH_AT_WORK)],
@@ -559,7 +557,7 @@ def test_a_server_in_trouble_at_the_deadline_hides_nothing(
 
 # No batch of these can end before the gate is open.
 GATED = [{"gate": "open" if number > 18 else None, "x": number} for number in range(24)]
-IN_THE_GATED = {"service_name": "gated", "service_version": "1"}
+IN_THE_GATED: dict[str, Any] = {"service_name": "gated", "service_version": "1"}
 
 
 def all_who_wait(watched: str) -> list[Callable[[], Any]]:

@@ -213,7 +213,7 @@ def test_a_hook_at_an_address_that_makes_no_sense(
 def test_a_key_starts_one_batch(hook: MLBatchHook) -> None:
     named = ("double", "1")
     assert hook.find_batch_executions(*named, "key-of-a-test") == ([], True)
-    again = {"idempotency_key": "key-of-a-test", "server_knows_keys": True}
+    again: dict[str, Any] = {"idempotency_key": "key-of-a-test", "server_knows_keys": True}
     first = hook.start_batch(*named, [{"x": 1}, {"x": 2}], **again)
     assert hook.start_batch(*named, [{"x": 1}, {"x": 2}], **again) == first
     assert hook.find_batch_executions(*named, "key-of-a-test") == ([first], True)

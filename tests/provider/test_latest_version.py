@@ -31,7 +31,7 @@ from tests.server_process import RunningServer, running_server
 
 NUMBER: dict[str, Any] = {"inputs": {"x": float}, "outputs": {"y": float}}
 DAGS = Path(__file__).parent / "dags"
-LATEST = {"service_version": "latest"}
+LATEST: dict[str, Any] = {"service_version": "latest"}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def score(service: str, **more: Any) -> BatchScoreOperator:
     return BatchScoreOperator(task_id="score", service_name=service, poll_interval=0.1, **arguments)
 
 
-def attempt_after(context: dict[str, Any]) -> dict[str, Any]:
+def attempt_after(context: Any) -> Any:
     """What Airflow hands to the next attempt: the task's note is there, its XCom is not."""
     return {**context, "ti": FakeTaskInstance()}
 
@@ -69,7 +69,7 @@ def answers(hook: MLBatchHook, service: str, version: str, execution_id: str) ->
 
 
 def test_one_version_from_the_score_to_the_files(
-    hook: MLBatchHook, context: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hook: MLBatchHook, context: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Newest is what was published last, not what has the highest number.
     publish(hook, "chain", "10")
@@ -107,11 +107,11 @@ def test_one_version_from_the_score_to_the_files(
     )
     assert delete.execute(context) == [execution_id]
     # Another run finds the new one.
-    fresh = {**context, "ti": FakeTaskInstance(), "task_state_store": FakeStateStore()}
+    fresh: Any = {**context, "ti": FakeTaskInstance(), "task_state_store": FakeStateStore()}
     assert answers(hook, "chain", "11", score("chain").execute(fresh) or "") == [11.0]
 
 
-def test_a_retry_keeps_the_version(hook: MLBatchHook, context: dict[str, Any]) -> None:
+def test_a_retry_keeps_the_version(hook: MLBatchHook, context: Any) -> None:
     publish(hook, "retried", "1")
     first = score("retried").execute(context)
     publish(hook, "retried", "2")
@@ -123,7 +123,7 @@ def test_a_retry_keeps_the_version(hook: MLBatchHook, context: dict[str, Any]) -
     assert answers(hook, "retried", "1", other or "") == [1.0]
 
 
-def test_a_deferred_task_keeps_the_version(hook: MLBatchHook, context: dict[str, Any]) -> None:
+def test_a_deferred_task_keeps_the_version(hook: MLBatchHook, context: Any) -> None:
     publish(hook, "deferred", "1")
     hook.publish_service("deferred", "2", code="import time\ntime.sleep(3)\ny = 2.0", **NUMBER)
     with pytest.raises(TaskDeferred) as deferred:
@@ -176,7 +176,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_without_a_state_store(hook: MLBatchHook, context: dict[str, Any]) -> None:
+def test_without_a_state_store(hook: MLBatchHook, context: Any) -> None:
     del context["task_state_store"]
     publish(hook, "stateless", "1")
     assert score("stateless").execute(context)
@@ -188,12 +188,12 @@ def test_without_a_state_store(hook: MLBatchHook, context: dict[str, Any]) -> No
     assert context["ti"].pushed["mlbatch_latest_version"]["service_version"] == "1"
 
 
-def test_a_service_without_versions(context: dict[str, Any]) -> None:
+def test_a_service_without_versions(context: Any) -> None:
     with pytest.raises(AirflowFailException, match="service 'nothing' has no version"):
         score("nothing").execute(context)
 
 
-def test_nobody_publishes_under_this_word(context: dict[str, Any]) -> None:
+def test_nobody_publishes_under_this_word(context: Any) -> None:
     publishing = PublishServiceOperator(
         task_id="publish", service_name="any", code="y = x", **LATEST, **NUMBER
     )
@@ -201,7 +201,7 @@ def test_nobody_publishes_under_this_word(context: dict[str, Any]) -> None:
         publishing.execute(context)
 
 
-def test_the_note_is_plain_json(hook: MLBatchHook, context: dict[str, Any]) -> None:
+def test_the_note_is_plain_json(hook: MLBatchHook, context: Any) -> None:
     publish(hook, "plain", "1")
     score("plain").execute(context)
     store: FakeStateStore = context["task_state_store"]

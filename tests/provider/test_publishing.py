@@ -160,7 +160,7 @@ def publishing(service: str, **more: Any) -> PublishServiceOperator:
     return PublishServiceOperator(task_id="publish", **arguments)
 
 
-def test_a_retry_finds_what_it_has_published(hook: MLBatchHook, context: dict[str, Any]) -> None:
+def test_a_retry_finds_what_it_has_published(hook: MLBatchHook, context: Any) -> None:
     assert publishing("retried", models={"n": 1}).execute(context) == "1"
     created = hook.get_service("retried", "1").created_at
     # The worker died after the publication: the next attempt knows no more than the note.
@@ -174,11 +174,9 @@ def test_a_retry_finds_what_it_has_published(hook: MLBatchHook, context: dict[st
     assert published(hook, "retried", x=0) == {"y": 1.0}
 
 
-def test_the_version_of_another_task_is_not_taken_over(
-    hook: MLBatchHook, context: dict[str, Any]
-) -> None:
+def test_the_version_of_another_task_is_not_taken_over(hook: MLBatchHook, context: Any) -> None:
     publishing("foreign", models={"n": 1}).execute(context)
-    other = {**context, "task_state_store": FakeStateStore()}
+    other: Any = {**context, "task_state_store": FakeStateStore()}
     for _ in range(2):
         with pytest.raises(AirflowFailException, match="is published already"):
             publishing("foreign", models={"n": 1}).execute(other)
@@ -186,9 +184,7 @@ def test_the_version_of_another_task_is_not_taken_over(
     assert published(hook, "foreign", x=0) == {"y": 5.0}
 
 
-def test_models_from_files_anywhere(
-    hook: MLBatchHook, context: dict[str, Any], tmp_path: Path
-) -> None:
+def test_models_from_files_anywhere(hook: MLBatchHook, context: Any, tmp_path: Path) -> None:
     model = tmp_path / "model.pkl"
     model.write_bytes(pickle.dumps(4))
     publishing("stored", models={"n": f"file://{model}"}).execute(context)
@@ -197,12 +193,12 @@ def test_models_from_files_anywhere(
         publishing("unstored", models={"n": f"file://{tmp_path}/none.pkl"}).execute(context)
 
 
-def test_without_a_state_store(hook: MLBatchHook, context: dict[str, Any]) -> None:
+def test_without_a_state_store(hook: MLBatchHook, context: Any) -> None:
     del context["task_state_store"]
     assert publishing("stateless", models={"n": 1}).execute(context) == "1"
 
 
-def test_deleting_is_repeatable(hook: MLBatchHook, context: dict[str, Any]) -> None:
+def test_deleting_is_repeatable(hook: MLBatchHook, context: Any) -> None:
     for version in ("1", "2"):
         hook.publish_service("doomed", version, code="y = x", **NUMBER)
     operator = DeleteServiceOperator(

@@ -24,8 +24,8 @@ from tests.provider.test_sensor import fire, run_to_its_end
 
 __all__ = ["clock"]
 
-NAMED = {"service_name": SERVICE, "service_version": VERSION}
-OF_BATCH = {**NAMED, "execution_id": EXECUTION}
+NAMED: dict[str, Any] = {"service_name": SERVICE, "service_version": VERSION}
+OF_BATCH: dict[str, Any] = {**NAMED, "execution_id": EXECUTION}
 BATCH = f"/api/{SERVICE}/{VERSION}/batch"
 BUSY = as_json({"message": "too busy"}, 503)
 TOKENS = as_json({"access_token": "token-one", "expires_in": 3600})
@@ -92,7 +92,7 @@ TASKS: dict[str, tuple[Callable[[], Any], str]] = {
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_logs_its_repeats(
     busy_server: FaultServer,
-    context: dict[str, Any],
+    context: Any,
     clock: Clock,
     name: str,
     capfd: pytest.CaptureFixture[str],

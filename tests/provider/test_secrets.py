@@ -45,8 +45,8 @@ __all__ = ["clock"]
 PASSWORD = 'pässwörd <"&"> Quetzalcoatl-42'
 CLIENT_SECRET = "client-secret-Xolotl-77~"
 ROOT = Path(__file__).parents[2]
-NAMED = {"service_name": SERVICE, "service_version": VERSION}
-OF_BATCH = {**NAMED, "execution_id": EXECUTION}
+NAMED: dict[str, Any] = {"service_name": SERVICE, "service_version": VERSION}
+OF_BATCH: dict[str, Any] = {**NAMED, "execution_id": EXECUTION}
 _BATCH = SCENES[At.SUBMISSION].target
 _AT_WORK = as_json({"state": "inProgress", "completedItemCount": 1, "totalItemCount": 3})
 # The beginning of a secret is one, too.
@@ -148,7 +148,7 @@ def operators(folder: Path) -> list[Callable[[], Any]]:
     ]
 
 
-def run(make: Callable[[], Any], context: dict[str, Any], seen: Seen, timing: Timing) -> None:
+def run(make: Callable[[], Any], context: Any, seen: Seen, timing: Timing) -> None:
     """A task to its end, whatever that is; all that it shows on the way is seen."""
     step: Callable[[Any], Any] = lambda operator: operator.execute(context)  # noqa: E731
     while True:
@@ -160,7 +160,7 @@ def run(make: Callable[[], Any], context: dict[str, Any], seen: Seen, timing: Ti
         except AirflowRescheduleException:
             continue
         except TaskDeferred as deferred:
-            event = fire(deferred.trigger, timing)  # type: ignore[arg-type]
+            event = fire(deferred.trigger, timing)
             for thing in (deferred, deferred.trigger, deferred.trigger.serialize(), event):
                 seen.see(thing)
             given = {**(deferred.kwargs or {}), "event": event.payload}
@@ -216,7 +216,7 @@ def test_nothing_shows_a_secret(
     good_first: int,
     status: int,
     clock: Clock,
-    context: dict[str, Any],
+    context: Any,
     store: FakeStateStore,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

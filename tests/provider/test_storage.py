@@ -15,12 +15,12 @@ from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.operators import BatchResultsOperator, BatchScoreOperator
 from tests.provider.conftest import on_object_stores
 
-SERVICE = {"service_name": "picky", "service_version": "1"}
+SERVICE: dict[str, Any] = {"service_name": "picky", "service_version": "1"}
 
 
 @on_object_stores
 def test_from_bucket_to_bucket(
-    context: dict[str, Any],
+    context: Any,
     request: pytest.FixtureRequest,
     storage: str,
     scheme: str,
@@ -30,7 +30,7 @@ def test_from_bucket_to_bucket(
     held = io.BytesIO()
     parquet.write_table(pa.table({"id": ["a", "b", "c"], "power": [4.0, -1.0, 9.0]}), held)
     fs.pipe_file(f"{bucket}/in/cars.parquet", held.getvalue())
-    table = {
+    table: dict[str, Any] = {
         "input_path": f"{scheme}://{bucket}/in/cars.parquet",
         "input_conn_id": connection_id,
         "columns": {"x": "power"},
@@ -66,7 +66,7 @@ def test_from_bucket_to_bucket(
     assert json.loads(found["cars.parquet.manifest.json"]) == manifest
 
 
-def test_a_bucket_that_is_not_there(context: dict[str, Any], s3: tuple[str, Any]) -> None:
+def test_a_bucket_that_is_not_there(context: Any, s3: tuple[str, Any]) -> None:
     score = BatchScoreOperator(
         task_id="score",
         input_path="s3://no-such-bucket/cars.parquet",

@@ -317,7 +317,7 @@ def test_a_task_is_cleared_while_it_is_deferred(side: Side, cancels: bool) -> No
     task = slow_task(deferrable=True, cancel_on_kill=cancels)
     with pytest.raises(TaskDeferred) as deferred:
         task.attempt()
-    old = deferred.value.trigger.execution_id  # type: ignore[attr-defined]
+    old = deferred.value.trigger.execution_id
     task.is_cleared()
     new = task.attempt(wait_for_completion=False)
     assert new not in (None, old)
@@ -331,14 +331,14 @@ def test_a_task_that_is_cleared_while_it_is_resumed_scores_again(side: Side) -> 
     task.arguments["records"] = [{"x": 1, "seconds": 1}]
     with pytest.raises(TaskDeferred) as deferred:
         task.attempt()
-    old = deferred.value.trigger.execution_id  # type: ignore[attr-defined]
+    old = deferred.value.trigger.execution_id
     event = event_of(old, side.hook.watch_batch("slow", "1", old, poll_interval=0.05))
     kwargs = {"event": event, **(deferred.value.kwargs or {})}
     assert task.operator().execute_complete(task.context, **kwargs) == old
     task.is_cleared()
     with pytest.raises(TaskDeferred) as again:
         task.operator().execute_complete(task.context, **kwargs)
-    assert again.value.trigger.execution_id != old  # type: ignore[attr-defined]
+    assert again.value.trigger.execution_id != old
     assert side.posts() == 2
     assert side.deletes() == []
 
@@ -347,7 +347,7 @@ def test_a_task_is_cleared_and_its_batch_is_cancelled_already(side: Side) -> Non
     task = slow_task(deferrable=True)
     with pytest.raises(TaskDeferred) as deferred:
         task.attempt()
-    old = deferred.value.trigger.execution_id  # type: ignore[attr-defined]
+    old = deferred.value.trigger.execution_id
     side.hook.cancel_batch("slow", "1", old)
     task.is_cleared()
     assert task.attempt(wait_for_completion=False) != old
@@ -794,7 +794,7 @@ def test_an_attempt_whose_batch_its_predecessor_cancelled_starts_another(side: S
     operator = task.operator(deferrable=True)
     with pytest.raises(TaskDeferred) as deferred:
         operator.execute(task.context)
-    new = deferred.value.trigger.execution_id  # type: ignore[attr-defined]
+    new = deferred.value.trigger.execution_id
     assert new != old
     assert new in side.executions("slow")
 
@@ -826,7 +826,8 @@ def test_a_deferral_that_airflow_refuses_cancels_like_a_kill(
     task.ti.state = state
     # Airflow stores the links of a task at the end of each segment.
     (link,) = operator.operator_extra_links
-    link.get_link(operator, ti_key=task.ti)
+    key: Any = task.ti
+    link.get_link(operator, ti_key=key)
     is_cancelled = state in ("failed", "success", "restarting")
     assert keyed.deletes() == ([operator.execution_id] if is_cancelled else [])
 
@@ -837,7 +838,7 @@ def test_a_task_that_is_resumed_without_an_event_looks_for_its_batch(side: Side)
         task.attempt()
     with pytest.raises(TaskDeferred) as second:
         task.operator().execute_complete(task.context, None)
-    assert first.value.trigger.execution_id == second.value.trigger.execution_id  # type: ignore[attr-defined]
+    assert first.value.trigger.execution_id == second.value.trigger.execution_id
     assert side.posts() == 1
 
 
@@ -972,7 +973,8 @@ def orphans(task: Task, states: dict[str, dict[str, str | None]], **arguments: A
     operator = BatchDeleteOperator(
         task_id="sweep", service_name="slow", service_version="1", orphans=True
     )
-    return operator.execute({"ti": ti, "dag": Dag(task.operator(**arguments))})  # type: ignore[arg-type]
+    context: Any = {"ti": ti, "dag": Dag(task.operator(**arguments))}
+    return operator.execute(context)
 
 
 @pytest.mark.parametrize(
@@ -995,7 +997,7 @@ def test_a_user_marks_a_waiting_task_as_a_success(side: Side) -> None:
     task = slow_task(deferrable=True)
     with pytest.raises(TaskDeferred) as deferred:
         task.attempt()
-    ours = deferred.value.trigger.execution_id  # type: ignore[attr-defined]
+    ours = deferred.value.trigger.execution_id
     assert orphans(task, {"run": {"task": "success"}}) == [ours]
 
 

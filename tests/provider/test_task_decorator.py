@@ -16,7 +16,7 @@ from airflow.sdk import DAG, task
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.hooks import MLBatchHook
 
-SERVICE = {"service_name": "picky", "service_version": "1", "poll_interval": 0.05}
+SERVICE: dict[str, Any] = {"service_name": "picky", "service_version": "1", "poll_interval": 0.05}
 
 DAG_FILE = """
 import json
@@ -74,10 +74,11 @@ def test_a_dag_maps_defers_and_hands_results_on(
 
 def operator(function: Any, **options: Any) -> Any:
     with DAG("flow", schedule=None):
-        return task.mlbatch(task_id="score", **{**SERVICE, **options})(function)().operator
+        called: Any = task.mlbatch(task_id="score", **{**SERVICE, **options})(function)()
+        return called.operator
 
 
-def test_results_are_those_of_the_results_operator(context: dict[str, Any]) -> None:
+def test_results_are_those_of_the_results_operator(context: Any) -> None:
     score = operator(lambda: pd.DataFrame({"x": [4.0, -1.0]}), max_failed_records=1)
     rows = score.execute(context)
     assert rows[0] == {"index": 0, "y": 2.0, "success": True, "error": None}
@@ -85,13 +86,13 @@ def test_results_are_those_of_the_results_operator(context: dict[str, Any]) -> N
     assert "x is negative" in rows[1]["error"]
 
 
-def test_a_path_is_a_table(context: dict[str, Any], tmp_path: Path) -> None:
+def test_a_path_is_a_table(context: Any, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("x\n9\n")
     rows = operator(lambda: tmp_path / "in.csv").execute(context)
     assert [row["y"] for row in rows] == [3.0]
 
 
-def test_a_retry_scores_once(context: dict[str, Any], hook: MLBatchHook) -> None:
+def test_a_retry_scores_once(context: Any, hook: MLBatchHook) -> None:
     def numbers() -> dict[str, list[float]]:
         return {"x": [16.0]}
 
@@ -108,12 +109,12 @@ def is_of(hook: MLBatchHook, execution_id: str, y: float) -> bool:
     return [each.outputs["y"] for each in hook.get_batch_results("picky", "1", execution_id)] == [y]
 
 
-def test_an_empty_table_has_no_results(context: dict[str, Any], tmp_path: Path) -> None:
+def test_an_empty_table_has_no_results(context: Any, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("x\n")
     assert operator(lambda: tmp_path / "in.csv", on_empty="succeed").execute(context) == []
 
 
-def test_nothing_is_sent_for_too_many_records(context: dict[str, Any], hook: MLBatchHook) -> None:
+def test_nothing_is_sent_for_too_many_records(context: Any, hook: MLBatchHook) -> None:
     from airflow.providers.common.compat.sdk import AirflowFailException
 
     before = hook.list_batch_executions("picky", "1")
@@ -123,7 +124,7 @@ def test_nothing_is_sent_for_too_many_records(context: dict[str, Any], hook: MLB
     assert hook.list_batch_executions("picky", "1") == before
 
 
-def test_the_newest_version_scores(context: dict[str, Any]) -> None:
+def test_the_newest_version_scores(context: Any) -> None:
     (row,) = operator(lambda: {"x": [25.0]}, service_version="latest").execute(context)
     assert row["y"] == 5.0
     assert context["ti"].pushed["mlbatch_latest_version"]["service_version"] == "1"
@@ -135,7 +136,8 @@ def nothing() -> list[dict[str, float]]:
 
 def test_default_arguments_hold() -> None:
     with DAG("flow", schedule=None, default_args={**SERVICE, "max_failed_records": 3}):
-        found = task.mlbatch(task_id="score")(nothing)().operator
+        called: Any = task.mlbatch(task_id="score")(nothing)()
+        found = called.operator
     assert found.max_failed_records == 3
     assert operator(nothing).max_failed_records == 0
     assert operator(nothing, returns="execution_id").max_failed_records is None
@@ -173,7 +175,7 @@ def test_what_makes_no_sense_is_said_when_the_dag_is_read(
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_what_cannot_be_scored_is_said(
-    context: dict[str, Any], given: Any, options: dict[str, Any], words: str
+    context: Any, given: Any, options: dict[str, Any], words: str
 ) -> None:
     from airflow.providers.common.compat.sdk import AirflowFailException
 

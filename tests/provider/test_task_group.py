@@ -110,10 +110,10 @@ def ran(
             stderr=subprocess.STDOUT,
             check=False,
         )
-    log = re.sub(r"\x1b\[[0-9;]*m", "", (folder / "log").read_text())
-    assert outcome.exists(), log[-4000:]
+    written = re.sub(r"\x1b\[[0-9;]*m", "", (folder / "log").read_text())
+    assert outcome.exists(), written[-4000:]
     told = json.loads(outcome.read_text())
-    return Ran(dict(zip(RUNS, told, strict=True)), folder, log, kept_before)
+    return Ran(dict(zip(RUNS, told, strict=True)), folder, written, kept_before)
 
 
 def make_tables(folder: Path) -> None:
@@ -380,7 +380,7 @@ def plan(folder: Path, **kwargs: Any) -> ShardPlanOperator:
     return ShardPlanOperator(task_id="plan", **arguments)
 
 
-def test_plan(context: dict[str, Any], tmp_path: Path) -> None:
+def test_plan(context: Any, tmp_path: Path) -> None:
     write_csv(tmp_path, {"x": list(range(25))})
     (tmp_path / "out").mkdir()
     for name in ("_SUCCESS", "manifest.json", "part-00000.parquet"):
@@ -393,13 +393,13 @@ def test_plan(context: dict[str, Any], tmp_path: Path) -> None:
     assert parts(tmp_path / "out") == [path.name for path in (tmp_path / "out").iterdir()]
 
 
-def test_a_fraction_is_taken_as_it_was_written(context: dict[str, Any], tmp_path: Path) -> None:
+def test_a_fraction_is_taken_as_it_was_written(context: Any, tmp_path: Path) -> None:
     write_csv(tmp_path, {"x": list(range(100))})
     (planned,) = plan(tmp_path, max_failed_records=0.29).execute(context)
     assert planned["max_failed_records"] == 29
 
 
-def test_plan_beyond_the_map_length(context: dict[str, Any], tmp_path: Path) -> None:
+def test_plan_beyond_the_map_length(context: Any, tmp_path: Path) -> None:
     write_csv(tmp_path, {"x": list(range(2049))})
     told = (
         "records_per_batch: found 1, which cuts 2,049 rows into 2,049 shards, but .core. "
@@ -446,9 +446,7 @@ def test_plan_beyond_the_map_length(context: dict[str, Any], tmp_path: Path) -> 
         ),
     ],
 )
-def test_bad_plans(
-    context: dict[str, Any], tmp_path: Path, given: dict[str, Any], told: str
-) -> None:
+def test_bad_plans(context: Any, tmp_path: Path, given: dict[str, Any], told: str) -> None:
     write_csv(tmp_path, {"x": [1, 2]})
     write_csv(tmp_path, {"y": [1, 2]}, "y.csv")
     (tmp_path / "m.jsonl").write_text('{"x": 1, "a": 1}\n{"x": 2, "a": "1"}\n')
@@ -464,7 +462,7 @@ def test_bad_plans(
     assert (tmp_path / "out" / "_SUCCESS").exists()
 
 
-def test_plan_skips_an_empty_table(context: dict[str, Any], tmp_path: Path) -> None:
+def test_plan_skips_an_empty_table(context: Any, tmp_path: Path) -> None:
     write_csv(tmp_path, {"x": []})
     with pytest.raises(AirflowSkipException, match="no records to score"):
         plan(tmp_path).execute(context)
@@ -479,7 +477,7 @@ def test_plan_skips_an_empty_table(context: dict[str, Any], tmp_path: Path) -> N
     ],
 )
 def test_a_format_by_another_of_its_names(
-    context: dict[str, Any],
+    context: Any,
     hook: MLBatchHook,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -499,7 +497,8 @@ def test_a_group_takes_its_service_from_default_args() -> None:
     with DAG("by_default", default_args={**given, "retries": 3}) as dag:
         BatchScoreTaskGroup("a", input_path="/in.csv", output_path="/a", cleanup=True)
         BatchScoreTaskGroup("b", service_version="2", input_path="/in.csv", output_path="/b")
-    for task in dag.tasks:
+    tasks: list[Any] = dag.tasks
+    for task in tasks:
         version = "2" if task.task_id.startswith("b.") else "1"
         assert (task.service_name, task.service_version) == ("double", version)
         assert (task.mlbatch_conn_id, task.retries) == ("mine", 3)
@@ -519,7 +518,7 @@ def test_a_group_inside_a_mapped_one_is_refused() -> None:
 
 @pytest.mark.parametrize("format", ["parquet", "csv", "jsonl"])
 def test_a_dataset_without_rows_has_the_columns_of_any_other(
-    context: dict[str, Any],
+    context: Any,
     hook: MLBatchHook,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -547,7 +546,7 @@ def test_a_part_is_no_asset(tmp_path: Path) -> None:
     assert operator.outlets == []
 
 
-def test_commit_wants_a_plan(context: dict[str, Any], tmp_path: Path) -> None:
+def test_commit_wants_a_plan(context: Any, tmp_path: Path) -> None:
     operator = DatasetCommitOperator(
         task_id="commit",
         service_name="double",
@@ -567,7 +566,7 @@ def test_commit_wants_a_plan(context: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_commit_waits_for_the_part_of_a_cleared_shard(
-    context: dict[str, Any], hook: MLBatchHook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: Any, hook: MLBatchHook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_csv(tmp_path, {"x": list(range(7))})
     planned = plan(tmp_path, records_per_batch=3).execute(context)
@@ -579,7 +578,7 @@ def test_commit_waits_for_the_part_of_a_cleared_shard(
 
 
 def test_commit_passes_over_shards_of_an_earlier_plan(
-    context: dict[str, Any], hook: MLBatchHook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: Any, hook: MLBatchHook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that is cleared after its table has shrunk: Airflow keeps what the shards that are no
     longer mapped had told."""
@@ -594,7 +593,7 @@ def test_commit_passes_over_shards_of_an_earlier_plan(
 
 
 def test_a_shard_that_is_written_anew_takes_the_mark_back(
-    context: dict[str, Any], hook: MLBatchHook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: Any, hook: MLBatchHook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_csv(tmp_path, {"x": list(range(4))})
     planned = plan(tmp_path, records_per_batch=2).execute(context)
@@ -609,7 +608,7 @@ def test_a_shard_that_is_written_anew_takes_the_mark_back(
 
 
 def write_shards(
-    context: dict[str, Any],
+    context: Any,
     hook: MLBatchHook,
     folder: Path,
     planned: list[dict[str, Any]],
@@ -636,7 +635,7 @@ def write_shards(
 
 
 def commit(
-    context: dict[str, Any],
+    context: Any,
     monkeypatch: pytest.MonkeyPatch,
     folder: Path,
     planned: list[dict[str, Any]],
@@ -661,7 +660,7 @@ def commit(
 @pytest.mark.parametrize(
     "given", ["{ids[0]}", "['{ids[0]}', '{ids[1]}', None]", "list", "None", None]
 )
-def test_delete(context: dict[str, Any], hook: MLBatchHook, given: Any) -> None:
+def test_delete(context: Any, hook: MLBatchHook, given: Any) -> None:
     ids = [hook.start_batch("double", "1", {"x": [1]}) for _ in range(2)]
     wanted: Any = [*ids, None, ids[0]] if given == "list" else given
     if isinstance(given, str) and given != "list":
@@ -677,7 +676,7 @@ def test_delete(context: dict[str, Any], hook: MLBatchHook, given: Any) -> None:
 
 
 @pytest.mark.parametrize("given", [5, [5], {"a": 1}])
-def test_delete_refuses(context: dict[str, Any], given: Any) -> None:
+def test_delete_refuses(context: Any, given: Any) -> None:
     operator = BatchDeleteOperator(
         task_id="delete", service_name="double", service_version="1", execution_ids=given
     )

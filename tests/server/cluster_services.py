@@ -101,5 +101,5 @@ def vanish(n: int) -> int:
             os.replace = replace
             os.symlink("/nowhere", target)
 
-        os.replace = lose
+        setattr(os, "replace", lose)  # noqa: B010
     return n

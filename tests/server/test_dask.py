@@ -30,7 +30,7 @@ from tests.server.dask_cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = Path(__file__).with_name("cluster_services.py")
-CODE = {
+CODE: dict[str, Any] = {
     "inputParameterDefinitions": definitions(x="numeric"),
     "outputParameterDefinitions": definitions(y="numeric"),
 }

@@ -40,14 +40,16 @@ def test_no_request_breaks_the_server(document: Any, api: Api) -> None:
     known_id = api.start("types", [record]).rpartition("/")[2]
     for operation in operations:
 
-        @hypothesis.settings(
+        @hypothesis.settings(  # type: ignore[untyped-decorator]
             max_examples=25,
             deadline=None,
             suppress_health_check=list(hypothesis.HealthCheck),
             database=None,
             derandomize=True,
         )
-        @hypothesis.given(case=operation.as_strategy(), is_known=hypothesis.strategies.booleans())
+        @hypothesis.given(  # type: ignore[untyped-decorator]
+            case=operation.as_strategy(), is_known=hypothesis.strategies.booleans()
+        )
         def ask(case: Any, is_known: bool) -> None:
             if is_known and "executionId" in case.path_parameters and case.method == "GET":
                 case.path_parameters["executionId"] = known_id

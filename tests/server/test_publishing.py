@@ -22,7 +22,7 @@ from tests.server.conftest import SERVICES
 from tests.server.publishing import Publisher, definitions
 from tests.server_process import RunningServer, running_server
 
-NUMBER = {
+NUMBER: dict[str, Any] = {
     "inputParameterDefinitions": definitions(x="numeric"),
     "outputParameterDefinitions": definitions(y="numeric"),
 }
@@ -77,7 +77,7 @@ def manualTransmission(hp, wt):
     return float(1 / (1 + np.exp(-score)))
 
 answer = manualTransmission(hp, wt)"""
-CARS = {
+CARS: dict[str, Any] = {
     "description": "A car's transmission",
     "operationId": "manualTransmission",
     "inputParameterDefinitions": definitions(hp="numeric", wt="numeric"),

@@ -115,7 +115,8 @@ def test_many_batches_at_once_need_little_memory() -> None:
 
 def test_polls_of_a_running_batch_never_go_back(api: Api) -> None:
     path = api.start("sleep", [{"seconds": 0.002}] * 300)
-    states, counts = [], []
+    states: list[str] = []
+    counts: list[int] = []
     while not states or states[-1] != "complete":
         found = api.batch(path)
         states.append(found["state"])

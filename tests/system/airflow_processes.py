@@ -148,7 +148,10 @@ class AirflowProcesses:
             f"Dags of {wanted} files are there; see {self.logs}",
         )
         for part in ("scheduler", "triggerer") if triggerers else ("scheduler",):
-            eventually(lambda part=part: self._health().get(part) == "healthy", START_SECONDS, part)
+            self._wait_until_healthy(part)
+
+    def _wait_until_healthy(self, part: str) -> None:
+        eventually(lambda: self._health().get(part) == "healthy", START_SECONDS, part)
 
     def start(self, name: str, *command: str) -> int:
         """Start a process of Airflow; returns its id, which is also that of its group."""

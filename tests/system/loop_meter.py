@@ -39,7 +39,7 @@ class LoopMeter:
             self.longest.sort(reverse=True)
             del self.longest[5:]
 
-        asyncio.Handle._run = run  # type: ignore[method-assign]
+        setattr(asyncio.Handle, "_run", run)  # noqa: B010
 
     def busy(self) -> float:
         """Processor time that this thread has had, without collections, in seconds."""

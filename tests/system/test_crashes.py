@@ -106,18 +106,16 @@ def while_polling_with_its_supervisor(case: Case, mode: str) -> None:
     completes_with_one_execution(case, run)
 
 
-MOMENTS: list[tuple[Callable[[Case, str], None], str]] = [
-    (moment, mode)
-    for moment in (
-        before_the_post,
-        while_the_post_is_still_on_its_way,
-        before_the_intent,
-        while_the_post_is_answered_late,
-        right_after_the_reply,
-        at_the_first_poll,
-    )
-    for mode in ("running", "deferred")
-] + [(while_polling_with_its_supervisor, "running")]
+IN_EITHER_MODE: list[Callable[[Case, str], None]] = [
+    before_the_post,
+    while_the_post_is_still_on_its_way,
+    before_the_intent,
+    while_the_post_is_answered_late,
+    right_after_the_reply,
+    at_the_first_poll,
+]
+MOMENTS = [(moment, mode) for moment in IN_EITHER_MODE for mode in ("running", "deferred")]
+MOMENTS.append((while_polling_with_its_supervisor, "running"))
 NAMES = [f"{moment.__name__}-{mode}" for moment, mode in MOMENTS]
 
 

@@ -6,6 +6,7 @@ import csv
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -141,12 +142,20 @@ def worker_that_polls(case: Case) -> int:
     return pid
 
 
+def is_tried_again(run: Run) -> bool:
+    return bool(run.task("score")["try_number"] > 1)
+
+
+def has_ended(pid: int) -> bool:
+    return not psutil.pid_exists(pid)
+
+
 def is_left_alone(cases: list[Case], runs: list[Run], old: list[int]) -> None:
     """The next attempt has the batch, and what is left of the first one has ended without a word."""
     for run in runs:
-        eventually(lambda run=run: run.task("score")["try_number"] > 1, what="the next attempt")
+        eventually(partial(is_tried_again, run), what="the next attempt")
     for pid in old:
-        eventually(lambda pid=pid: not psutil.pid_exists(pid), what=f"the end of {pid}")
+        eventually(partial(has_ended, pid), what=f"the end of {pid}")
     for case, run in zip(cases, runs, strict=True):
         assert case.cancelled() == 0
         case.wait_until_polled()
@@ -172,7 +181,7 @@ def test_a_suspended_worker_cancels_nothing(pair: list[Case]) -> None:
         airflow.send(pid, signal.SIGSTOP)
     try:
         for case, run in zip(pair, runs, strict=True):
-            eventually(lambda run=run: run.task("score")["try_number"] > 1, what="the next attempt")
+            eventually(partial(is_tried_again, run), what="the next attempt")
             run.wait_for_task("score", "running")
             case.wait_until_polled()
     finally:

@@ -60,7 +60,7 @@ def hold(
     driver: DriverName, acts: Sequence[Act], say: Any, **more: Sequence[Act]
 ) -> tuple[Outcome, list[Request]]:
     """The outcome, and the starts that reached the server."""
-    play = {
+    play: dict[str, Any] = {
         "POST /login": [TOKENS],
         "POST /login/refreshToken": [NEW_TOKENS],
         f"POST {BATCH}": list(acts),

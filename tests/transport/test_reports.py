@@ -14,7 +14,7 @@ from tests.faults.talk import DRIVERS, USER, DriverName, Talk
 
 LOGIN = as_json({"access_token": "token-one", "expires_in": 3600})
 STATUS = as_json({"statusCode": "pass"})
-BUSY = as_json({"message": f"too busy for token-one and {USER.password}"}, 503)  # type: ignore[attr-defined]
+BUSY = as_json({"message": f"too busy for token-one and {USER.password}"}, 503)
 AT_WORK = as_json({"state": "inProgress", "completedItemCount": 1, "totalItemCount": 3})
 COMPLETE = as_json({"state": "Complete", "completedItemCount": 3, "totalItemCount": 3})
 POLL = "GET /api/s/1/batch/id"

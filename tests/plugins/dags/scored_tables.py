@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from airflow.sdk import DAG
 
@@ -11,7 +12,7 @@ from airflow_mlbatch.operators import BatchResultsOperator, BatchScoreOperator
 from airflow_mlbatch.task_groups import BatchScoreTaskGroup
 
 FOLDER = Path(os.environ.get("MLBATCH_TEST_TABLES", "/nowhere"))
-SERVICE = {"service_name": "cars", "service_version": "1"}
+SERVICE: dict[str, Any] = {"service_name": "cars", "service_version": "1"}
 
 with DAG(dag_id="scored_tables", schedule=None) as dag:
     score = BatchScoreOperator(

@@ -21,7 +21,7 @@ from airflow_mlbatch.task_groups import BatchScoreTaskGroup
 
 TABLES = os.environ.get("MLBATCH_TEST_TABLES", "/nowhere")
 DAGS: dict[str, DAG] = {}
-RETRIES = {"retries": 2, "retry_delay": timedelta(0)}
+RETRIES: dict[str, Any] = {"retries": 2, "retry_delay": timedelta(0)}
 
 
 def large(case: str, service_name: str, output: str = "out", **kwargs: Any) -> DAG:
@@ -95,7 +95,7 @@ with DAG("latest_in_shards", schedule=None) as latest_in_shards:
     plan >> publish.override(task_id="second")("2") >> score_shard
 DAGS["latest_in_shards"] = latest_in_shards
 
-NAMED = {"service_name": "double", "service_version": "1"}
+NAMED: dict[str, Any] = {"service_name": "double", "service_version": "1"}
 
 with DAG("mapped_tables", schedule=None, default_args={**NAMED, **RETRIES}) as mapped_tables:
 
@@ -127,7 +127,7 @@ with DAG("mapped_tables", schedule=None, default_args={**NAMED, **RETRIES}) as m
         )
     )
 
-FILES = {"service_name": "files", "service_version": "1"}
+FILES: dict[str, Any] = {"service_name": "files", "service_version": "1"}
 
 with DAG("mapped_roles", schedule=None, default_args={**FILES, **RETRIES}) as mapped_roles:
     batches = BatchScoreOperator.partial(task_id="score").expand(

@@ -19,7 +19,7 @@ from airflow_mlbatch.operators import (
 from airflow_mlbatch.sensors import BatchStateSensor
 from airflow_mlbatch.task_groups import BatchScoreTaskGroup
 
-SERVICE = {
+SERVICE: dict[str, Any] = {
     "service_name": "gated",
     "service_version": "{{ params.version }}",
     "mlbatch_conn_id": "{{ params.conn_id }}",
