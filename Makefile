@@ -4,7 +4,7 @@ VENV  := .venv
 FLOOR := .venv-floor
 BIN   := $(VENV)/bin
 EXTRAS := demo,dask,s3,azure,entra
-GROUPS := test,browser,notebook,lint,bench
+GROUPS := test,browser,notebook,lineage,lint,bench
 # Much of the suite waits for servers and processes, so more workers than processors pay. A module
 # stays in one worker, with the servers that it started.
 PARALLEL := -n 3 --dist loadfile

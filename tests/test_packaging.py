@@ -266,6 +266,7 @@ def test_extras_are_for_users_only() -> None:
         "bench",
         "browser",
         "docs",
+        "lineage",
         "notebook",
     }
 

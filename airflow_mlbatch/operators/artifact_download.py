@@ -16,6 +16,7 @@ from airflow_mlbatch.hooks.task_fate import can_be_retried
 from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.links import BatchExecutionLink, checked_id, note_batch
 from airflow_mlbatch.operators.batch_results import attempt_of
+from airflow_mlbatch.operators.lineage import DownloadLineage
 from airflow_mlbatch.operators.locations import location
 from airflow_mlbatch.operators.rendered import as_list, as_whole_number
 
@@ -31,7 +32,7 @@ MIB = 1024 * 1024
 _FILES_IN_XCOM = 1000
 
 
-class ArtifactDownloadOperator(BaseOperator):
+class ArtifactDownloadOperator(DownloadLineage, BaseOperator):
     """Downloads files of a batch's records, to storage or into XCom.
 
     With ``dest`` each file is streamed to its place, whole or not at all, and the XCom is the
@@ -116,6 +117,7 @@ class ArtifactDownloadOperator(BaseOperator):
                 self.mlbatch_conn_id, max_connections=connections, timing=self.timing
             )
             settle_version(self, context, hook)
+            self._note_lineage(hook)
             self.linked_execution_id = checked_id(self.execution_id)
             note_batch(context, self)
             try:
@@ -213,7 +215,8 @@ class ArtifactDownloadOperator(BaseOperator):
             self.dest,
             f" ({kept:,} were there already)" if kept else "",
         )
-        return self._summary(str(manifest), files, byte_count)
+        self._written = self._summary(str(manifest), files, byte_count)
+        return self._written
 
     def _summary(
         self, manifest: str, files: list[DownloadedFile], byte_count: int

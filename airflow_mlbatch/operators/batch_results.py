@@ -17,6 +17,7 @@ from airflow_mlbatch.hooks.task_fate import can_be_retried
 from airflow_mlbatch.links import BatchExecutionLink, is_id, note_batch
 from airflow_mlbatch.operators.assets import emit, with_outlet
 from airflow_mlbatch.operators.batch_summary import BatchSummary, summarised
+from airflow_mlbatch.operators.lineage import ResultsLineage
 from airflow_mlbatch.operators.places import check_output, input_table, origin_of, single_table
 from airflow_mlbatch.operators.rendered import as_seconds, as_whole_number
 from airflow_mlbatch.operators.rescoring import Rescoring
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["BatchResultsOperator", "attempt_of"]
 
 
-class BatchResultsOperator(BatchTask, BaseOperator):
+class BatchResultsOperator(ResultsLineage, BatchTask, BaseOperator):
     """Writes one row for each record of a complete batch, in order, or returns them through XCom.
 
     With ``output_path`` the row holds the kept input columns, the outputs (scalars as they are, a
@@ -202,6 +203,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
                     "give output_path to write them to storage"
                 )
             service = self.hook.get_service(self.service_name, self.service_version)
+            self._note_lineage(self.hook)
             try:
                 if destination is None:
                     return self._to_xcom(service, source, policy, rescoring)
@@ -355,6 +357,7 @@ class BatchResultsOperator(BatchTask, BaseOperator):
         if self.has_outlet:
             extra = {**asdict(table.counts), "execution_id": self.execution_id or ""}
             emit(context, self.outlets, str(self.output_path), extra)
+        self._written = told
         return told
 
 

@@ -30,6 +30,7 @@ from airflow_mlbatch.links.batch_note import STARTED_KEY
 from airflow_mlbatch.operators.batch_summary import BatchSummary, summarised
 from airflow_mlbatch.operators.empty import OnEmpty, check_on_empty, judge_empty
 from airflow_mlbatch.operators.failed_records import check_limit, judge_records, most_failed
+from airflow_mlbatch.operators.lineage import ScoreLineage
 from airflow_mlbatch.operators.places import input_table
 from airflow_mlbatch.operators.rendered import (
     as_seconds,
@@ -67,7 +68,7 @@ __all__ = ["BatchScoreOperator"]
 EXECUTION_ID_KEY = "mlbatch_execution_id"
 
 
-class BatchScoreOperator(BatchTask, BaseOperator):
+class BatchScoreOperator(ScoreLineage, BatchTask, BaseOperator):
     """Starts a batch and returns its execution id.
 
     Give either ``records`` or ``input_path``. Everything is checked and cast to the service's declared
@@ -209,6 +210,7 @@ class BatchScoreOperator(BatchTask, BaseOperator):
             siblings = self._siblings(context)
             self._tell_what_was_left(context, siblings)
             body, count = self._encode()
+            self._note_lineage(self.hook)
             submission = self._submission(context, body, count, siblings)
             if count == 0:
                 self.hook.run(submission.abandon(), self._log_report)
@@ -502,6 +504,9 @@ class BatchScoreOperator(BatchTask, BaseOperator):
     def _complete(self, execution_id: str, status: BatchStatus) -> None:
         self._summary.take_status(status)
         completed(execution_id, status)
+        # A task that was deferred has not read its table again.
+        self._note_lineage(self.hook)
+        self._written = {"rows": status.completed_item_count}
 
     def _judge(self) -> None:
         judge_records(self, self._summary)

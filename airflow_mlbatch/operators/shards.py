@@ -19,6 +19,7 @@ from airflow_mlbatch.links import note_table
 from airflow_mlbatch.operators.assets import emit, with_outlet
 from airflow_mlbatch.operators.batch_results import BatchResultsOperator, attempt_of
 from airflow_mlbatch.operators.empty import OnEmpty, check_on_empty, judge_empty
+from airflow_mlbatch.operators.lineage import CommitLineage
 from airflow_mlbatch.operators.locations import comparable, location, paths_told
 from airflow_mlbatch.operators.places import dataset_part, input_table, origin_of
 from airflow_mlbatch.operators.rendered import as_whole_number
@@ -243,8 +244,11 @@ class ShardResultsOperator(BatchResultsOperator):
         """The part of the shard."""
         return dataset_part(self, self.shard)
 
+    def _outputs(self, *tables: Any) -> list[Any]:
+        return []  # The commit tells of the dataset that the part belongs to.
 
-class DatasetCommitOperator(BaseOperator):
+
+class DatasetCommitOperator(CommitLineage, BaseOperator):
     """Publishes a dataset when every row of the input is in exactly one of its parts.
 
     :param parts_task_id: the mapped task that wrote the parts
@@ -342,6 +346,7 @@ class DatasetCommitOperator(BaseOperator):
         with airflow_errors():
             policy = FailurePolicy(self.max_failed_records)
             settle_version(self, context, hook)
+            self._note_lineage(hook)
             plan = self._plan(context)
             parts = self._parts(context, len(plan))
             row_count = plan[-1]["shard"]["stop"] if plan else 0
@@ -364,6 +369,7 @@ class DatasetCommitOperator(BaseOperator):
                 extra=paths_told(output_path=self.output_path, rejects_path=self.rejects_path),
                 attempt=attempt_of(context),
             )
+        self._written = manifest
         summary = {name: manifest[name] for name in ("rows", "succeeded", "failed")}
         emit(context, self.outlets, str(self.output_path), summary)
         self.log.info(

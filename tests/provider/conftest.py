@@ -103,6 +103,15 @@ def s3_server() -> Iterator[str]:
 @pytest.fixture
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
     """An empty bucket, the connection `aws_test` to it, and another way to look into it."""
+    connection, fs = connection_to_s3(s3_server)
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_TEST", connection)
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    fs.mkdir(bucket)
+    return bucket, fs
+
+
+def connection_to_s3(s3_server: str) -> tuple[str, Any]:
+    """A connection as an environment variable holds it, and another way to look into the storage."""
     import s3fs
 
     connection = {
@@ -111,16 +120,13 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
         "password": "test",
         "extra": {"endpoint_url": s3_server, "region_name": "eu-west-1"},
     }
-    monkeypatch.setenv("AIRFLOW_CONN_AWS_TEST", json.dumps(connection))
     fs = s3fs.S3FileSystem(
         key="test",
         secret="test",
         client_kwargs={"endpoint_url": s3_server, "region_name": "eu-west-1"},
         skip_instance_cache=True,
     )
-    bucket = f"bucket-{uuid.uuid4().hex}"
-    fs.mkdir(bucket)
-    return bucket, fs
+    return json.dumps(connection), fs
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,310 @@
+"""What OpenLineage hears of a real Dag run, field by field."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as parquet
+import pytest
+
+from airflow_mlbatch.hooks.locations import location
+from airflow_mlbatch.operators.lineage_facets import dataset_name
+from tests.provider.airflow_side import tell_of_assets
+from tests.provider.conftest import connection_to, connection_to_s3
+from tests.server_process import RunningServer
+
+PAGE = Path(__file__).parents[2] / "docs" / "lineage.md"
+DAG_FILE = Path(__file__).with_name("dags") / "lineage.py"
+TABLE = b"id,size\na,4\nb,-1\nc,9\n"
+SHOWN_URL = "http://mlserver:12800"
+OWN = [
+    {"name": "mlbatch_index", "type": "int64"},
+    {"name": "mlbatch_success", "type": "bool"},
+    {"name": "mlbatch_error", "type": "string"},
+]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A Dag run that is over.
+
+    :param events: the last one of each task
+    :param folder: of the tables
+    :param url: of the scoring server
+    """
+
+    events: dict[str, dict[str, Any]]
+    folder: Path
+    url: str
+
+    def inputs(self, task_id: str) -> list[dict[str, Any]]:
+        return [plain(each) for each in self.events[f"lineage.{task_id}"]["inputs"]]
+
+    def outputs(self, task_id: str) -> list[dict[str, Any]]:
+        return [plain(each) for each in self.events[f"lineage.{task_id}"]["outputs"]]
+
+    # --- what is expected ------------------------------------------------------------------------
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """The table that is scored, as an input."""
+        fields = [{"name": "id", "type": "string"}, {"name": "size", "type": "string"}]
+        return {
+            "namespace": "file",
+            "name": f"{self.folder}/in.csv",
+            "facets": {"schema": {"fields": fields}},
+        }
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The results on the server, as an input."""
+        return {
+            "namespace": self.url,
+            "name": "picky/1",
+            "facets": {"schema": {"fields": [{"name": "y", "type": "numeric"}]}},
+        }
+
+    def from_table(self, column: str, subtype: str, description: str = "") -> dict[str, Any]:
+        made = {"type": "DIRECT", "subtype": subtype, "masking": False, "description": description}
+        return {
+            "namespace": "file",
+            "name": f"{self.folder}/in.csv",
+            "field": column,
+            "transformations": [made],
+        }
+
+    @property
+    def scored(self) -> dict[str, Any]:
+        """What comes from the input."""
+        return self.from_table("size", "TRANSFORMATION", "scored by picky, version 1")
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns of a scored table, and where they come from."""
+        identity = {"type": "DIRECT", "subtype": "IDENTITY", "masking": False, "description": ""}
+        result = {"namespace": self.url, "name": "picky/1", "field": "y"}
+        return {
+            "schema": {
+                "fields": [
+                    {"name": "id", "type": "string"},
+                    {"name": "size", "type": "double"},
+                    {"name": "y", "type": "double"},
+                    *OWN,
+                ]
+            },
+            "columnLineage": {
+                "fields": {
+                    "id": {"inputFields": [self.from_table("id", "IDENTITY")]},
+                    "size": {"inputFields": [self.from_table("size", "IDENTITY")]},
+                    "y": {"inputFields": [{**result, "transformations": [identity]}, self.scored]},
+                },
+            },
+        }
+
+
+def plain(found: Any) -> Any:
+    """Without empty values, and what the OpenLineage client adds to everything."""
+    if isinstance(found, list):
+        return [plain(each) for each in found]
+    if not isinstance(found, dict):
+        return found
+    return {
+        key: plain(value)
+        for key, value in found.items()
+        if key not in ("_producer", "_schemaURL") and value not in ({}, [], None)
+    }
+
+
+@pytest.fixture(scope="module")
+def openlineage() -> None:
+    pytest.importorskip(
+        "airflow.providers.openlineage",
+        reason="apache-airflow-providers-openlineage is not installed (group lineage)",
+    )
+
+
+@pytest.fixture(scope="module")
+def run(
+    openlineage: None,
+    server: RunningServer,
+    s3_server: str,
+    airflow_database: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Run:
+    connection, fs = connection_to_s3(s3_server)
+    fs.mkdir("lineage")
+    fs.pipe_file("lineage/in.csv", TABLE)
+    folder = tmp_path_factory.mktemp("lineage")
+    (folder / "in.csv").write_bytes(TABLE)
+    events = folder / "events.jsonl"
+    transport = {"type": "file", "log_file_path": str(events), "append": True}
+    environment = {
+        **os.environ,
+        "AIRFLOW__CORE__DAGS_FOLDER": str(DAG_FILE.parent),
+        "AIRFLOW_CONN_MLBATCH_DEFAULT": connection_to(server),
+        "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(transport),
+        # A busy machine takes longer than the ten seconds after which an event is given up.
+        "AIRFLOW__OPENLINEAGE__EXECUTION_TIMEOUT": "120",
+        "AIRFLOW_CONN_AWS_TEST": connection,
+        "MLBATCH_TEST_TABLES": str(folder),
+        "MLBATCH_TEST_BUCKET": "s3://lineage",
+    }
+    with (folder / "log").open("w") as log:
+        tell_of_assets(environment, log)
+        subprocess.run(
+            [sys.executable, str(DAG_FILE)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    assert events.exists(), (folder / "log").read_text()[-6000:]
+    found = [json.loads(line) for line in events.read_text().splitlines()]
+    last = {each["job"]["name"]: each for each in found if each["eventType"] != "START"}
+    return Run(last, folder, server.url)
+
+
+@pytest.mark.parametrize("task_id", ["score", "later"])
+def test_scoring(run: Run, task_id: str) -> None:
+    assert run.events[f"lineage.{task_id}"]["eventType"] == "COMPLETE"
+    assert run.inputs(task_id) == [run.table]
+    facets = {
+        **run.results["facets"],
+        "columnLineage": {"fields": {"y": {"inputFields": [run.scored]}}},
+    }
+    counts = {"outputStatistics": {"rowCount": 3}}
+    assert run.outputs(task_id) == [{**run.results, "facets": facets, "outputFacets": counts}]
+
+
+def test_results(run: Run) -> None:
+    assert run.events["lineage.results"]["eventType"] == "COMPLETE"
+    assert run.inputs("results") == [run.table, run.results]
+    scored, rejects = run.outputs("results")
+    out, rejected = run.folder / "out.parquet", run.folder / "rejects.csv"
+    assert scored == {
+        "namespace": "file",
+        "name": str(out),
+        "facets": run.columns,
+        "outputFacets": {
+            "outputStatistics": {"rowCount": 3, "size": out.stat().st_size, "fileCount": 1}
+        },
+    }
+    (shown,) = re.findall(r"```json\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    example = json.loads(shown.replace("/data", str(run.folder)).replace(SHOWN_URL, run.url))
+    example["outputFacets"]["outputStatistics"]["size"] = out.stat().st_size
+    assert example == scored
+    table = parquet.read_table(out)
+    assert run.columns["schema"]["fields"] == [
+        {"name": field.name, "type": str(field.type)} for field in table.schema
+    ]
+    assert rejects == {
+        "namespace": "file",
+        "name": str(rejected),
+        "facets": {
+            "schema": {"fields": [*run.table["facets"]["schema"]["fields"], OWN[0], OWN[2]]},
+            "columnLineage": {
+                "fields": {
+                    name: {"inputFields": [run.from_table(name, "IDENTITY")]}
+                    for name in ("id", "size")
+                }
+            },
+        },
+        "outputFacets": {"outputStatistics": {"rowCount": 1, "size": rejected.stat().st_size}},
+    }
+
+
+def test_results_in_object_storage(run: Run) -> None:
+    table, results = run.inputs("in_s3")
+    assert table == {**run.table, "namespace": "s3://lineage", "name": "in.csv"}
+    assert results == run.results
+    (scored,) = run.outputs("in_s3")
+    assert (scored["namespace"], scored["name"]) == ("s3://lineage", "folder/out.csv")
+    assert scored["facets"]["schema"]["fields"] == [{"name": "y", "type": "double"}, *OWN]
+    (from_results, from_table) = scored["facets"]["columnLineage"]["fields"]["y"]["inputFields"]
+    assert from_results["namespace"] == run.url
+    assert from_table == {**run.scored, "namespace": "s3://lineage", "name": "in.csv"}
+    assert scored["outputFacets"]["outputStatistics"]["rowCount"] == 3
+
+
+def test_files(run: Run) -> None:
+    assert run.inputs("files") == [run.results]
+    notes = list((run.folder / "files").rglob("note.txt"))
+    size = sum(note.stat().st_size for note in notes)
+    assert run.outputs("files") == [
+        {
+            "namespace": "file",
+            "name": f"{run.folder}/files",
+            "outputFacets": {"outputStatistics": {"fileCount": 2, "size": size}},
+        }
+    ]
+
+
+def test_a_table_in_shards_is_told_by_its_commit(run: Run) -> None:
+    assert run.events["lineage.large.commit"]["eventType"] == "COMPLETE"
+    assert run.inputs("large.commit") == [run.table, run.results]
+    parts = list((run.folder / "large").glob("part-*"))
+    size = sum(part.stat().st_size for part in parts)
+    assert run.outputs("large.commit") == [
+        {
+            "namespace": "file",
+            "name": f"{run.folder}/large",
+            "facets": run.columns,
+            "outputFacets": {
+                "outputStatistics": {"rowCount": 3, "size": size, "fileCount": len(parts)}
+            },
+        }
+    ]
+    assert run.outputs("large.shards.write") == []
+
+
+def test_a_failure_tells_what_was_meant_and_why_it_failed(run: Run) -> None:
+    event = run.events["lineage.too_many"]
+    assert event["eventType"] == "FAIL"
+    assert run.inputs("too_many") == [run.table, run.results]
+    assert run.outputs("too_many") == [{"namespace": "file", "name": f"{run.folder}/never.parquet"}]
+    message = event["run"]["facets"]["errorMessage"]["message"]
+    assert "1 of 3 records failed, max_failed_records=0 allows 0" in message
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+def test_local_files_have_the_names_that_other_providers_give_them() -> None:
+    from airflow.providers.common.io.assets.file import convert_asset_to_openlineage, create_asset
+
+    theirs = convert_asset_to_openlineage(create_asset(path="/data/cars.csv"), None)
+    assert (theirs.namespace, theirs.name) == ("file", "/data/cars.csv")
+    for path in ("/data/cars.csv", "file:///data/cars.csv", "/data/../data/cars.csv"):
+        assert dataset_name(location(path)) == (theirs.namespace, theirs.name)
+    assert dataset_name(location("cars.csv")) == ("file", os.path.abspath("cars.csv"))
+
+
+def test_objects_have_the_names_that_other_providers_give_them(
+    s3: tuple[str, Any],
+) -> None:
+    from airflow.providers.amazon.aws.assets.s3 import convert_asset_to_openlineage, create_asset
+
+    bucket, _ = s3
+    for key in ("folder/cars.csv", ""):
+        theirs = convert_asset_to_openlineage(create_asset(bucket=bucket, key=key), None)
+        for path in (f"s3://{bucket}/{key}", f"s3://aws_test@{bucket}/{key}"):
+            place = location(path, None if "@" in path else "aws_test")
+            assert dataset_name(place) == (theirs.namespace, theirs.name)
+
+
+def test_blobs_have_the_names_of_the_conventions(openlineage: None, azure: tuple[str, Any]) -> None:
+    from openlineage.client.naming.dataset import ABFSS
+
+    container, _ = azure
+    theirs = ABFSS(container, "devstoreaccount1", "folder/cars.csv")
+    for scheme in ("abfs", "abfss"):
+        place = location(f"{scheme}://{container}/folder/cars.csv", "azure_test")
+        assert dataset_name(place) == (theirs.get_namespace(), theirs.get_name())
