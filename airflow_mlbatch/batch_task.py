@@ -173,8 +173,9 @@ class BatchTask:
         )
 
     def _stop_if_told(self, then: str = "starts no batch") -> None:
-        """Called right before a batch is started or a table is touched, which a task that was told to
-        stop does not do.
+        """Refuse to go on if this task was told to stop.
+
+        To be called right before a batch is started or a table is touched.
 
         Airflow lets a task run on after ``on_kill``. Where a user has ended it, an error is what is
         left to do. Otherwise another worker may run the task at this moment, and an error of this one

@@ -136,7 +136,7 @@ class RejectedError(AnswerError):
 
 
 class ServiceExistsError(RejectedError):
-    """This version of the service is published already, and was not to be overwritten."""
+    """The version of the service is published already, and was not to be overwritten."""
 
 
 class IdempotencyKeyReusedError(RejectedError):

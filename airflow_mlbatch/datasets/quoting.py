@@ -119,8 +119,10 @@ class _Bits:
         )
 
     def judge(self, tail: bytes, data: bytes, is_open: bool) -> bool:
-        """Judge each quote but the first byte, which was judged before, and the last one, whose
-        neighbour is not known yet.
+        """Judge the quotes of a block.
+
+        The first byte was judged before. The last one is left out, because its neighbour is not
+        known yet.
 
         :param tail: one or two bytes that stand before ``data``
         :param is_open: whether it begins inside a quoted cell

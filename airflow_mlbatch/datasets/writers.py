@@ -63,8 +63,10 @@ class WrittenTable:
 
 
 class TableWriter:
-    """Takes batches of one schema. After the ``with`` block of :func:`open_table` ``written`` tells
-    what is in place."""
+    """Takes batches of one schema.
+
+    After the ``with`` block of :func:`open_table`, ``written`` says what is in place.
+    """
 
     def __init__(self, path: StoragePath, kind: TableFormat, file: BinaryIO) -> None:
         self._path, self._kind, self._file = path, kind, file

@@ -121,8 +121,10 @@ class Batch:
         return self.hook.get_batch_results(*self._named, partial=partial)
 
     def to_frame(self, inputs: Any = None) -> pd.DataFrame:
-        """One row for each record, in order: its inputs where they are known, its outputs,
-        ``mlbatch_index``, ``mlbatch_success`` and ``mlbatch_error``.
+        """One row for each record, in order.
+
+        Its columns are the inputs where they are known, the outputs, ``mlbatch_index``,
+        ``mlbatch_success`` and ``mlbatch_error``.
 
         :param inputs: what was scored, for a batch that was found by its id: the path of a table, or
             records

@@ -251,8 +251,10 @@ class MLBatchHook(PublishingMethods, BaseHook):
     def encode_records(
         self, service_name: str, service_version: str, records: Any
     ) -> tuple[bytes, int]:
-        """Check and cast records, or a table by its path; returns the body that starts a batch, and
-        their number."""
+        """Check and cast records, or a table by its path.
+
+        :return: the body that starts a batch, and the number of records
+        """
         inputs = self.get_service(service_name, service_version).inputs
         if is_path(records):
             from airflow_mlbatch.datasets.readers import encode_inputs

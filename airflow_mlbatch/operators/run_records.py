@@ -13,8 +13,9 @@ __all__ = ["RunRecords"]
 
 
 class RunRecords:
-    """Asks through the supervisor of a running task; see
-    :class:`airflow_mlbatch.protocol.orphans.AirflowRecords`.
+    """What Airflow knows about runs, asked through the supervisor of a running task.
+
+    Implements :class:`airflow_mlbatch.protocol.orphans.AirflowRecords`.
 
     :param ti: the running task instance
     :param task_ids: the score tasks to look at

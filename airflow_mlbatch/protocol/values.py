@@ -184,8 +184,10 @@ def numeric(value: Any) -> float | int:
 
 
 def numeric_from_wire(value: Any) -> float:
-    """A server's number is a double, also where its digits have no point: 1e20 may come as
-    100000000000000000000."""
+    """Read a server's number as a double, also where its digits have no point.
+
+    1e20 may come as 100000000000000000000.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)

@@ -1,5 +1,4 @@
-"""What the server and the workers of a cluster tell each other: chunks of records, and what became of
-them.
+"""What the server and the workers of a cluster tell each other: chunks of records and their outcomes.
 
 Law: plain data, as msgpack, that both sides read with the same release of this package.
 """

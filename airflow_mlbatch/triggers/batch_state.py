@@ -88,8 +88,11 @@ class BatchStateTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Watch the batch; whatever goes wrong becomes an event, because an exception would make
-        the task retry and the batch run twice."""
+        """Watch the batch, and send one event.
+
+        Whatever goes wrong becomes an event, too. An exception would make the task retry, and the
+        batch run twice.
+        """
         event_of = await _loaded("outcomes", "event_of")
         outcome: BatchStatus | MLBatchError
         try:

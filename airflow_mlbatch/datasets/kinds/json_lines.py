@@ -28,8 +28,10 @@ class JsonLinesKind(Kind):
         return sum(map(len, jsonlines.read_lines(source.file)))
 
     def open(self, source: Source, columns: Columns, wanted: RowRange) -> TableRows:
-        """As :class:`Kind` says, in two passes: a column has the type of all its values, and the last
-        one may differ from the first."""
+        """Open a table as :class:`Kind` says, in two passes.
+
+        A column has the type of all its values, and the last one may differ from the first.
+        """
         only = None if columns is None else list(dict.fromkeys(columns.values()))
         lines = jsonlines.read_lines(source.file, wanted.start, wanted.stop)
         schema = jsonlines.scan_schema(lines, source.where, wanted.start, only)
