@@ -11,7 +11,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,8 @@ CREATE TABLE IF NOT EXISTS endings (
     ended_at REAL NOT NULL,
     bytes INTEGER
 );
+CREATE INDEX IF NOT EXISTS endings_in_order ON endings (ended_at, execution);
+CREATE INDEX IF NOT EXISTS endings_unmeasured ON endings (execution) WHERE bytes IS NULL;
 """
 _HAS_NEWS = """SELECT EXISTS (SELECT 1 FROM executions
         WHERE completed >= total AND number NOT IN (SELECT execution FROM endings))
@@ -42,13 +45,16 @@ _HAS_NEWS = """SELECT EXISTS (SELECT 1 FROM executions
 _NOTE_NEW = """INSERT INTO endings SELECT number, ?, NULL FROM executions
     WHERE completed >= total AND number NOT IN (SELECT execution FROM endings)"""
 _FORGET_OLD = "DELETE FROM endings WHERE execution NOT IN (SELECT number FROM executions)"
-_UNMEASURED = """SELECT number, id FROM executions
-    JOIN endings ON endings.execution = number WHERE bytes IS NULL"""
+_UNMEASURED = """SELECT number, id FROM endings
+    CROSS JOIN executions ON number = endings.execution WHERE bytes IS NULL LIMIT 1000"""
 _SIZES = """SELECT count(*), coalesce(sum(length(texts)), 0) FROM records WHERE execution = ?1
     UNION ALL
     SELECT count(*), coalesce(sum(length(texts)), 0) FROM results WHERE execution = ?1"""
-_ENDED = """SELECT executions.*, ended_at, coalesce(bytes, 0) FROM executions
-    JOIN endings ON endings.execution = number ORDER BY ended_at, number"""
+_TOTAL = """SELECT coalesce(sum(bytes), 0) FROM endings
+    WHERE execution IN (SELECT number FROM executions)"""
+# CROSS JOIN keeps SQLite to this order: it reads as many as are due, and not all of them.
+_OLDEST = """SELECT executions.*, ended_at, coalesce(bytes, 0) FROM endings
+    CROSS JOIN executions ON number = endings.execution ORDER BY ended_at, endings.execution"""
 
 
 @dataclass(frozen=True)
@@ -61,13 +67,6 @@ class RetentionSettings:
 
     keep_days: float | None = None
     keep_gb: float | None = None
-
-
-@dataclass(frozen=True)
-class _Ended:
-    execution: Execution
-    ended_at: float
-    size: int
 
 
 class Retention:
@@ -117,8 +116,8 @@ class Retention:
         if await asyncio.to_thread(self._has_news):
             await self._store.write(self._note_endings, time.time())
         if self._settings.keep_gb is not None:
-            for number, size in await asyncio.to_thread(lambda: list(self._measured())):
-                await self._store.write(self._note_size, number, size)
+            while sizes := await asyncio.to_thread(self._measured):
+                await self._store.write(self._note_sizes, sizes)
         for execution, why in await asyncio.to_thread(self._due, time.time()):
             if await self._runner.delete(execution):
                 self._deleted += 1
@@ -130,34 +129,34 @@ class Retention:
     def _has_news(self) -> bool:
         return bool(self._store.reader.execute(_HAS_NEWS).fetchone()[0])
 
-    def _measured(self) -> Iterator[tuple[int, int]]:
-        """Numbers and bytes of the finished executions whose bytes are not known yet."""
+    def _measured(self) -> list[tuple[int, int]]:
+        """Bytes and numbers of some finished executions whose bytes are not known yet."""
+        sizes = []
         for number, execution_id in self._store.reader.execute(_UNMEASURED).fetchall():
             stored = self._store.reader.execute(_SIZES, (number,))
             size = sum(count * _ROW_BYTES + length for count, length in stored)
-            yield number, size + _size_on_disk(str(self._folder.artifacts(execution_id)))
+            size += _size_on_disk(str(self._folder.artifacts(execution_id)))
+            sizes.append((size, number))
+        return sizes
 
     def _due(self, now: float) -> list[tuple[Execution, str]]:
         """What is to be deleted, and why, in that order."""
-        ended = [_Ended(Execution(*row[:-2]), *row[-2:]) for row in self._ended_rows()]
         days, gb = self._settings.keep_days, self._settings.keep_gb
-        due, total = [], sum(each.size for each in ended)
-        for each in ended:
-            age = (now - each.ended_at) / _DAY
-            if days is not None and age >= days:
-                why = f"it ended {age:,.1f} days ago (--keep-days {days:g})"
-            elif gb is not None and total > gb * _GB:
-                why = f"finished executions take {total / _GB:,.3g} GB (--keep-gb {gb:g})"
-            else:
-                break  # Those that follow ended later, and the space is enough for them.
-            total -= each.size
-            due.append((each.execution, why))
+        reader, due, total = self._store.reader, [], 0
+        if gb is not None:
+            (total,) = reader.execute(_TOTAL).fetchone()
+        with closing(reader.execute(_OLDEST)) as rows:
+            for *execution, ended_at, size in rows:
+                age = (now - ended_at) / _DAY
+                if days is not None and age >= days:
+                    why = f"it ended {age:,.1f} days ago (--keep-days {days:g})"
+                elif gb is not None and total > gb * _GB:
+                    why = f"finished executions take {total / _GB:,.3g} GB (--keep-gb {gb:g})"
+                else:
+                    break  # Those that follow ended later, and the space is enough for them.
+                total -= size
+                due.append((Execution(*execution), why))
         return due
-
-    def _ended_rows(self) -> list[Any]:
-        if self._settings.keep_days is None and self._settings.keep_gb is None:
-            return []
-        return self._store.reader.execute(_ENDED).fetchall()
 
     # --- only through the store's write() ---
 
@@ -165,10 +164,8 @@ class Retention:
         self._store.writer.execute(_NOTE_NEW, (now,))
         self._store.writer.execute(_FORGET_OLD)
 
-    def _note_size(self, number: int, size: int) -> None:
-        self._store.writer.execute(
-            "UPDATE endings SET bytes = ? WHERE execution = ?", (size, number)
-        )
+    def _note_sizes(self, sizes: list[tuple[int, int]]) -> None:
+        self._store.writer.executemany("UPDATE endings SET bytes = ? WHERE execution = ?", sizes)
 
 
 def _size_on_disk(folder: str) -> int:
