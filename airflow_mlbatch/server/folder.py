@@ -74,7 +74,7 @@ def _sync(path: Path) -> None:
 
 
 class DataFolder:
-    """Opens and locks a data folder.
+    """Opens and locks a data folder, and makes it where there is none.
 
     :raises InputError: it cannot be used, or another server uses it
     """
@@ -87,7 +87,7 @@ class DataFolder:
         self._services = path / "services"
         self._trash = path / "trash"
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._is_on_trial = _made(path)
             self._lock = (path / "lock").open("a+b")
         except OSError as error:
             raise InputError(f"data folder: {path} cannot be used: {error}") from None
@@ -100,8 +100,14 @@ class DataFolder:
             self._lock.close()
             raise InputError(f"data folder: {path} cannot be used: {error}") from None
 
+    def keep(self) -> None:
+        """The server has started: the folder stays."""
+        self._is_on_trial = False
+
     def close(self) -> None:
-        """Let another server have it."""
+        """Let another server have it; where it was made for a server that did not start, remove it."""
+        if self._is_on_trial:
+            shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
 
     def artifacts(self, execution_id: str) -> Path:
@@ -155,6 +161,15 @@ class DataFolder:
         for folder in (self.work, self._executions, self._services, self._trash):
             # Also where the data folder itself is open to others: records are nobody else's.
             folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def _made(path: Path) -> bool:
+    """Whether there was no such folder before."""
+    try:
+        path.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _try_lock(file: IO[bytes]) -> bool:

@@ -187,6 +187,7 @@ async def _serve(
             program.service.runtime_type == "R" for program in catalogue.programs()
         ):
             chores.append(asyncio.create_task(_tell_of_r(note)))
+        folder.keep()
         await _HttpServer(app, lambda: _say_if_heard(say, ready)).serve(sockets=[line])
     finally:
         for chore in chores:

@@ -106,6 +106,14 @@ def test_services_that_cannot_be_loaded(
     # Above it may stand the traceback of the services' own mistake, once.
     assert words in found.stderr.splitlines()[-1]
     assert found.stderr.count("Traceback") <= 1
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_folder_that_was_there_stays_when_the_server_cannot_start(tmp_path: Path) -> None:
+    (tmp_path / "note").write_text("mine")
+    found = mlbatch("serve", "--services", "nowhere", "--port", "0", "--data-dir", str(tmp_path))
+    assert_refused(found, "nowhere")
+    assert (tmp_path / "note").read_text() == "mine"
 
 
 def test_two_files_of_one_name_that_publish_one_service(tmp_path: Path) -> None:
