@@ -1,6 +1,6 @@
 """What an engine is: it has the records of the desk scored, somewhere.
 
-Law: the runner and the desk know no engine but by this class.
+Law: the desk knows no engine, and for batches the runner needs no more of one than this class says.
 """
 
 from __future__ import annotations

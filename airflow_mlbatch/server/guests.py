@@ -1,7 +1,7 @@
-"""The workers of published services in one of the runner's places.
+"""The workers that share one place of an engine, each with services of its own.
 
-Law: each belongs to one program for its whole life. A few stay for the next record, those that were
-needed longest ago leave first; of a whole place only one works at a time.
+Law: each belongs to what it has loaded for its whole life. A few stay for the next record, those that
+were needed longest ago leave first; of a whole place only one works at a time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ P = TypeVar("P", bound=HasId)
 
 
 class Guests(Generic[P]):
-    """Finds the worker of a program, or starts one.
+    """Finds the worker that has loaded something, or starts one.
 
     :param start: starts one
     """
@@ -42,9 +42,9 @@ class Guests(Generic[P]):
         return iter(list(self._workers.values()))
 
     async def get(self, program: P) -> Worker:
-        """The worker of a program.
+        """The worker of a program, or of other services.
 
-        :raises InputError: it cannot load the program
+        :raises InputError: it cannot load them
         """
         worker = self._workers.get(program.id)
         if worker is not None and not worker.is_alive:
