@@ -40,6 +40,13 @@ class Block(NamedTuple):
         """The JSON text of each."""
         return _DECODER.decode(b"[%b]" % self.texts)
 
+    def singles(self) -> list[Block]:
+        """Each record as a block of its own."""
+        return [
+            Block(position, 1, bytes(text))
+            for position, text in enumerate(self.split(), self.first)
+        ]
+
     def without(self, positions: Iterable[int]) -> Iterator[Block]:
         """What is left when the records at these positions are taken out."""
         begin = self.first

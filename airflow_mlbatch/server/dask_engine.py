@@ -2,8 +2,9 @@
 
 Law: Dask only carries chunks. Each goes to one worker that is chosen here, and Dask never runs it a
 second time; what becomes of its records when the worker is lost is decided here. A record that was on
-a worker when that was lost is a suspect: it is scored once more, alone, and never beside another
-suspect, so that one that ends its machine fails alone.
+a worker when that was lost is a suspect: it is scored once more, in a chunk of its own, and never
+beside another suspect. A worker may be lost for many reasons, so only one that scored nothing else is
+evidence against a record. Such a worker it gets when a second one was lost with it.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ _LONGEST = 2
 _WINDOW_BYTES = 1024 * 1024
 _PREFIX = "mlbatch-"
 T = TypeVar("T")
-_LOST_TWICE = "the Dask worker that scored it was lost, and so was the one that tried it again"
+# A record that so many workers were lost with is scored on one that does nothing else, and fails when
+# that one is lost, too.
+_ALONE_AFTER = 2
+_LOST_ALONE = "three Dask workers were lost while they scored it, the last of them while it scored nothing else"
 
 
 @dataclass(frozen=True)
@@ -106,15 +110,21 @@ class _Place:
     problem: str = ""
     unfit_until: float = 0.0
 
-    def is_free(self, now: float) -> bool:
-        """Whether it can take a chunk."""
-        is_fit = self.is_willing and now >= self.unfit_until
-        return is_fit and len(self.chunks) < self.threads
+    def is_fit(self, now: float) -> bool:
+        """Whether it can take a chunk, now or when another one has ended."""
+        is_alone = any(piece.losses >= _ALONE_AFTER for piece in self.chunks)
+        is_able = self.is_willing and now >= self.unfit_until
+        return is_able and self.threads > 0 and not is_alone
+
+    @property
+    def is_full(self) -> bool:
+        """Whether each of its threads has a chunk."""
+        return len(self.chunks) >= self.threads
 
     @property
     def has_suspect(self) -> bool:
         """Whether it is on a record that another worker was lost with."""
-        return any(piece.is_suspect for piece in self.chunks)
+        return any(piece.losses for piece in self.chunks)
 
     def learn(self, parcel_id: str, seconds_per_record: float) -> None:
         """Note that it can score with a parcel, and how fast."""
@@ -124,14 +134,17 @@ class _Place:
 
 @dataclass(eq=False)
 class _Piece:
-    """A chunk on its way."""
+    """A chunk on its way.
+
+    :param losses: how many workers were lost with its record; 0 for records that none was lost with
+    """
 
     id: str
     job: Job
     place: _Place
     parcel: Parcel
     records: list[Block]
-    is_suspect: bool
+    losses: int
     is_stopping: bool = False
     task: asyncio.Task[None] | None = None
 
@@ -346,23 +359,52 @@ class DaskEngine:
         fruitless = 0
         while fruitless <= len(desk.jobs):
             now = asyncio.get_running_loop().time()
-            free = [place for place in self._places.values() if place.is_free(now)]
+            fit = [place for place in self._places.values() if place.is_fit(now)]
+            free = [place for place in fit if not place.is_full]
             job = desk.next_job() if free else None
             if job is None:
                 return
             free.sort(key=lambda place: len(place.chunks) / place.threads)
-            lonely = next((place for place in free if not place.has_suspect), None)
-            if job.suspects and lonely is not None:
-                self._begin(job, lonely, [job.suspects.popleft()], is_suspect=True)
-            elif job.window:
-                threads = sum(place.threads for place in self._places.values())
-                self._begin(job, free[0], job.hand_out_blocks(threads), is_suspect=False)
-            else:
-                fruitless += 1
+            reserved = self._reserved(fit)
+            others = [place for place in free if place is not reserved]
+            has_begun = (
+                self._begin_alone(job, reserved)
+                or self._begin_suspect(job, others)
+                or self._begin_next(job, others)
+            )
+            fruitless += not has_begun
 
-    def _begin(self, job: Job, place: _Place, records: list[Block], *, is_suspect: bool) -> None:
+    def _reserved(self, fit: list[_Place]) -> _Place | None:
+        """The worker that gets nothing more, because a record waits for one that is empty."""
+        if any(map(_wants_alone, self._desk.jobs)):
+            return min(fit, key=lambda place: len(place.chunks), default=None)
+        return None
+
+    def _begin_alone(self, job: Job, place: _Place | None) -> bool:
+        if place is None or place.chunks or not _wants_alone(job):
+            return False
+        record, losses = job.suspects.popleft()
+        self._begin(job, place, [record], losses)
+        return True
+
+    def _begin_suspect(self, job: Job, free: list[_Place]) -> bool:
+        places = [place for place in free if not place.has_suspect]
+        if not places or not job.suspects or _wants_alone(job):
+            return False
+        record, losses = job.suspects.popleft()
+        self._begin(job, places[0], [record], losses)
+        return True
+
+    def _begin_next(self, job: Job, free: list[_Place]) -> bool:
+        if not free or not job.window:
+            return False
+        threads = sum(place.threads for place in self._places.values())
+        self._begin(job, free[0], job.hand_out_blocks(threads), 0)
+        return True
+
+    def _begin(self, job: Job, place: _Place, records: list[Block], losses: int) -> None:
         parcel = self._built_in if job.program is None else program_parcel(job.program)
-        piece = _Piece(uuid.uuid4().hex, job, place, parcel, records, is_suspect)
+        piece = _Piece(uuid.uuid4().hex, job, place, parcel, records, losses)
         job.busy += 1
         job.is_started = True
         place.chunks.append(piece)
@@ -373,7 +415,7 @@ class DaskEngine:
         job, place = piece.job, piece.place
         is_lost = False
         try:
-            if piece.is_suspect:
+            if piece.losses:
                 # The worker may have gone since the last look: that is not a try.
                 await self._look()
                 if place.lost.done():
@@ -405,13 +447,14 @@ class DaskEngine:
         """Have the records without an outcome tried again, or fail."""
         job = piece.job
         left = [part for block in piece.records for part in job.missing(block)]
-        if not is_lost:
-            (job.put_back_suspects(left) if piece.is_suspect else job.put_back(*left))
-        elif not piece.is_suspect:
-            job.put_back_suspects(left)
+        losses = piece.losses + is_lost
+        if not losses:
+            job.put_back(*left)
+        elif losses <= _ALONE_AFTER:
+            job.put_back_suspects(left, losses)
         else:
             for block in left:
-                self._desk.fail(job, block.first, _LOST_TWICE)
+                self._desk.fail(job, block.first, _LOST_ALONE)
 
     async def _scored(self, piece: _Piece) -> Done:
         """:raises _LostError: the worker has gone"""
@@ -582,6 +625,11 @@ class DaskEngine:
         if task is not None:
             await asyncio.wait({task}, timeout=_STOP_SECONDS)
             task.cancel()
+
+
+def _wants_alone(job: Job) -> bool:
+    """Whether the record that is tried next may run on no worker that does anything else."""
+    return bool(job.suspects) and job.suspects[0].losses >= _ALONE_AFTER
 
 
 async def _within(seconds: float, work: Awaitable[T]) -> T:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_mlbatch.server.blocks import MOST_BLOCK_BYTES, Block, joined
 from airflow_mlbatch.server.programs import Program
@@ -17,7 +17,7 @@ from airflow_mlbatch.server.store import Execution, Store
 if TYPE_CHECKING:
     import msgspec
 
-__all__ = ["Job", "Jobs"]
+__all__ = ["Job", "Jobs", "Pace", "Suspect"]
 
 # A call for many records should be large: it costs the same whatever it is for.
 _MOST_RECORDS_A_CALL, _MOST_BYTES_A_CALL, _GROWTH_OF_CALLS = 10_000, 1024 * 1024, 8
@@ -38,6 +38,16 @@ class Pace:
     most_records: int = 4096
     growth: int = 2
     window_bytes: int = MOST_BLOCK_BYTES
+
+
+class Suspect(NamedTuple):
+    """A record that machines were lost with.
+
+    :param losses: how many of them
+    """
+
+    record: Block
+    losses: int
 
 
 class _Run:
@@ -85,7 +95,7 @@ class Job:
     :param program: what runs, where that was published over HTTP
     :param failed_loads: how many workers in a row could not load that
     :param pace: how its tasks are cut
-    :param suspects: records that a machine was lost with; an engine hands them out one by one
+    :param suspects: records that machines were lost with; an engine hands them out one by one
     :param is_vectorized: whether a task is one call for all of its records
     """
 
@@ -102,7 +112,7 @@ class Job:
     program: Program | None = None
     failed_loads: int = 0
     pace: Pace = Pace()
-    suspects: deque[Block] = field(default_factory=deque)
+    suspects: deque[Suspect] = field(default_factory=deque)
     is_vectorized: bool = False
 
     @classmethod
@@ -208,15 +218,11 @@ class Job:
                 _Run(block, are_alone) for block in reversed(blocks) if block.length
             )
 
-    def put_back_suspects(self, blocks: Iterable[Block]) -> None:
-        """Records that a machine was lost with come next, one by one."""
+    def put_back_suspects(self, blocks: Iterable[Block], losses: int) -> None:
+        """Records that so many machines were lost with come next, one by one."""
         if not self.is_cancelled:
-            singles = [
-                block.part(position, position + 1)
-                for block in blocks
-                for position in range(block.first, block.end)
-            ]
-            self.suspects.extendleft(reversed(singles))
+            found = [Suspect(single, losses) for block in blocks for single in block.singles()]
+            self.suspects.extendleft(reversed(found))
 
     def finish(self, block: Block) -> Iterator[Block]:
         """Records have outcomes; those parts of them that are the first."""

@@ -63,6 +63,22 @@ def hang_once(n: int) -> int:
     return n
 
 
+@service("hang twice", "1", inputs={"n": int}, outputs={"n": int})
+def hang_twice(n: int) -> int:
+    """Never ends at record 0 when it is scored for the first two times; then it waits for the word.
+
+    Others take their time until then.
+    """
+    traces = Path(os.environ["TRACES"])
+    if n == 0 and note(n) < 3:
+        time.sleep(600)
+    while n == 0 and not (traces / "word").exists():
+        time.sleep(0.02)
+    if not (traces / "word").exists():
+        time.sleep(0.2)
+    return n
+
+
 @service("murder", "1", inputs={"n": int}, outputs={"n": int})
 def murder(n: int) -> int:
     """Ends the whole machine, as far as Dask can tell, at record 3."""
