@@ -8,7 +8,7 @@ from typing import Any
 from airflow_mlbatch.datasets.failures import Failure
 from airflow_mlbatch.datasets.tables import InputTable
 from airflow_mlbatch.errors import InputError
-from airflow_mlbatch.protocol.failures import SHOWN_FAILURES
+from airflow_mlbatch.protocol.failures import SHOWN_FAILURES, FailureCount
 from airflow_mlbatch.protocol.results import RecordBlock
 from airflow_mlbatch.protocol.services import Parameter
 
@@ -53,17 +53,24 @@ class ResultDicts:
         """The records that failed."""
         return [row for row in self.rows if not row["success"]]
 
+    def counted(self) -> FailureCount:
+        """How many records failed, and the first of them."""
+        count = FailureCount(seen=len(self.rows))
+        for row in self.failed:
+            count.add(row["index"], row["error"])
+        return count
+
     def first_failures(
-        self, table: InputTable | None, inputs: Sequence[Parameter]
+        self, table: InputTable | None, inputs: Sequence[Parameter] | None
     ) -> list[Failure]:
-        """The first failed records, with their inputs where the table is known.
+        """The first failed records, with their inputs where these are known.
 
         :param table: the table that was scored
-        :param inputs: those of the service
+        :param inputs: those of the service; ``None`` leaves the table unread
         """
         shown = self.failed[:SHOWN_FAILURES]
         found: list[dict[str, Any]] = [{} for _ in shown]
-        if table is not None and shown:
+        if table is not None and inputs is not None and shown:
             found = table.read_inputs(inputs, [row["index"] for row in shown])
         first_row = 0 if table is None else table.first_row
         return [

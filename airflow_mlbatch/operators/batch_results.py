@@ -306,9 +306,12 @@ class BatchResultsOperator(ResultsLineage, BatchTask, BaseOperator):
             lambda block: results.take(tries.splice(block)),
             restart=results.forget,
         )
-        failed, failures = len(results.failed), results.first_failures(source, service.inputs)
+        failed, total = len(results.failed), len(results.rows)
+        # What the policy allows is not worth another look at the table.
+        is_bad = not policy.allows(failed, total)
+        failures = results.first_failures(source, service.inputs if is_bad else None)
         self._summary.take_failures(failed, failures)
-        policy.judge(failed, len(results.rows), failures, what=f"execution {self.execution_id}")
+        policy.judge(failed, total, failures, what=f"execution {self.execution_id}")
         return results.rows
 
     def _to_table(

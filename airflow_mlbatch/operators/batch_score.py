@@ -135,6 +135,8 @@ class BatchScoreOperator(ScoreLineage, BatchTask, BaseOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"records": "json", "columns": "json"}
     operator_extra_links = (BatchExecutionLink(),)
+    # Whether a task that is resumed has the records again.
+    _keeps_records: ClassVar[bool] = True
     ui_color = "#cfe3f7"
 
     def __init__(
@@ -206,6 +208,7 @@ class BatchScoreOperator(ScoreLineage, BatchTask, BaseOperator):
         self._begin(context["ti"])
         with self._errors(), summarised(context, self) as self._summary:
             self._check()
+            self._take_records(context)
             settle_version(self, context, self.hook)
             siblings = self._siblings(context)
             self._tell_what_was_left(context, siblings)
@@ -299,10 +302,16 @@ class BatchScoreOperator(ScoreLineage, BatchTask, BaseOperator):
 
     # --- the records -----------------------------------------------------------------------------
 
-    def _check(self) -> None:
+    def _take_records(self, context: Context) -> None:
+        """Find out what is to be scored; not done where a task is resumed with its batch.
+
+        :raises InputError: there are no records, or two tables of them
+        """
         if (self.records is None) == (self.input_path is None):
             found = "neither" if self.records is None else "both"
             raise InputError(f"records, input_path: found {found}, expected one of them")
+
+    def _check(self) -> None:
         check_on_empty(self.on_empty)
         ways = get_args(OnAmbiguousSubmission)
         check_choice("on_ambiguous_submission", self.on_ambiguous_submission, ways)
@@ -399,6 +408,7 @@ class BatchScoreOperator(ScoreLineage, BatchTask, BaseOperator):
     def _confirm(self, context: Context, execution_id: str) -> None:
         """Look at the results of a batch once more that was recognised by its first ones."""
         self._check()
+        self._take_records(context)
         body, count = self._encode()
         submission = self._submission(context, body, count, self._siblings(context))
         self.hook.run(submission.confirm(execution_id), self._log_report)
@@ -418,7 +428,14 @@ class BatchScoreOperator(ScoreLineage, BatchTask, BaseOperator):
 
     def _wait(self, submitted: Submitted, started_at: float) -> None:
         deadline = self._deadline(submitted.submitted_at, started_at)
-        if self.deferrable:
+        is_deferred = self.deferrable
+        if is_deferred and not submitted.is_proven and not self._keeps_records:
+            self.log.info(
+                "waiting on the worker: the results have to be compared with records that only this "
+                "process has"
+            )
+            is_deferred = False
+        if is_deferred:
             try:
                 status = self.hook.get_batch_status(
                     self.service_name, self.service_version, submitted.execution_id

@@ -16,6 +16,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.hooks.batch import is_path
 from airflow_mlbatch.operators.batch_score import BatchScoreOperator
+from airflow_mlbatch.operators.failed_records import judge_count
 from airflow_mlbatch.operators.rendered import as_whole_number, check_choice
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ _BY_RETURNS: Any = object()
 class MLBatchDecoratedOperator(DecoratedOperator, BatchScoreOperator):
     """Scores what a function returns: records, or the path of a table.
 
-    Each attempt calls the function. A retry takes over the batch of an earlier attempt where the records
+    Each attempt calls the function once, before its batch is started. A task that is resumed after its
+    deferral does not call it, unless it has to look for its batch or to start another one. A retry takes over the batch of an earlier attempt where the records
     are the same.
 
     :param python_callable: returns a list of dicts, a dict of equally long columns, a pandas DataFrame, or
@@ -58,6 +60,7 @@ class MLBatchDecoratedOperator(DecoratedOperator, BatchScoreOperator):
         "columns": "json",
     }
     custom_operator_name = "@task.mlbatch"
+    _keeps_records = False
 
     def __init__(
         self,
@@ -84,31 +87,17 @@ class MLBatchDecoratedOperator(DecoratedOperator, BatchScoreOperator):
         )
         self.returns = returns
         self.max_xcom_records = max_xcom_records
-        self._context: Context | None = None
         self._results: list[dict[str, Any]] = []
         _check_function(self)
 
     def execute(self, context: Context) -> Any:
         """Call the function, and score what it returns."""
-        self._context = context
         self.records = self.input_path = None
         # Not DecoratedOperator's: on Airflow 3.0 it calls a method that its operators do not have. What it
         # does besides is about assets that a function takes or returns, and ours returns records.
         found = BatchScoreOperator.execute(self, context)
         # A table without rows has no id, and no results.
         return [] if found is None and self.returns == "results" else found
-
-    def execute_complete(self, context: Context, *args: Any, **kwargs: Any) -> Any:
-        """Judge what the trigger saw."""
-        self._context = context
-        return super().execute_complete(context, *args, **kwargs)
-
-    def resume_execution(
-        self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context
-    ) -> Any:
-        """As Airflow does it; see :class:`BatchScoreOperator`."""
-        self._context = context
-        return super().resume_execution(next_method, next_kwargs, context)
 
     def _check(self) -> None:
         check_choice("returns", self.returns, ("results", "execution_id"))
@@ -117,15 +106,11 @@ class MLBatchDecoratedOperator(DecoratedOperator, BatchScoreOperator):
             raise InputError(
                 "returns: found 'results' with wait_for_completion=False, expected 'execution_id'"
             )
-        if self.records is None and self.input_path is None:
-            # Not before: a task that was deferred seldom needs its records again.
-            self._call()
         super()._check()
 
-    def _call(self) -> None:
-        assert self._context is not None
+    def _take_records(self, context: Context) -> None:
         # A copy: arguments of the function must not replace what the task itself takes from its context.
-        known = {**self._context, **self.op_kwargs}
+        known = {**context, **self.op_kwargs}
         kwargs = determine_kwargs(self.python_callable, self.op_args, known)
         found = self.python_callable(*self.op_args, **kwargs)
         if found is None:
@@ -156,11 +141,9 @@ class MLBatchDecoratedOperator(DecoratedOperator, BatchScoreOperator):
         check_output_names(outputs, remedy)
 
     def _judge(self) -> None:
-        super()._judge()
-        if self.returns == "results":
-            self._read()
-
-    def _read(self) -> None:
+        if self.returns != "results":
+            super()._judge()
+            return
         from airflow_mlbatch.datasets.result_dicts import ResultDicts
 
         assert self.execution_id is not None
@@ -173,6 +156,7 @@ class MLBatchDecoratedOperator(DecoratedOperator, BatchScoreOperator):
             restart=found.forget,
         )
         self._results = found.rows
+        judge_count(self, self._summary, found.counted())
 
     def _succeeded(self, context: Context) -> Any:
         execution_id = super()._succeeded(context)

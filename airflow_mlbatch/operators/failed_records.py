@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from airflow_mlbatch.datasets.failures import FailurePolicy
     from airflow_mlbatch.operators.batch_score import BatchScoreOperator
     from airflow_mlbatch.operators.batch_summary import BatchSummary
+    from airflow_mlbatch.protocol.failures import FailureCount
 
-__all__ = ["check_limit", "judge_records", "most_failed"]
+__all__ = ["check_limit", "judge_count", "judge_records", "most_failed"]
 
 
 def _policy(task: BatchScoreOperator) -> FailurePolicy | None:
@@ -54,19 +55,32 @@ def judge_records(task: BatchScoreOperator, summary: BatchSummary) -> None:
     :param summary: takes the counts
     :raises RecordsFailedError: more failed than ``max_failed_records`` allows
     """
-    from airflow_mlbatch.datasets.failures import Failure
-
-    policy, execution_id = _policy(task), task.linked_execution_id
+    policy = _policy(task)
     if policy is None and not task.report_failures:
         return
     try:
-        found = task.hook.count_failures(task.service_name, task.service_version, execution_id)
+        found = task.hook.count_failures(
+            task.service_name, task.service_version, task.linked_execution_id
+        )
     except MLBatchError as error:
         if policy is not None:
             raise
         # The batch is complete, and this task was not asked to judge its records.
         task.log.warning("how many records failed is not known: %s", error)
         return
+    judge_count(task, summary, found)
+
+
+def judge_count(task: BatchScoreOperator, summary: BatchSummary, found: FailureCount) -> None:
+    """:func:`judge_records` for a task that has read all results.
+
+    :param summary: takes the counts
+    :param found: from those results
+    :raises RecordsFailedError: more failed than ``max_failed_records`` allows
+    """
+    from airflow_mlbatch.datasets.failures import Failure
+
+    policy, execution_id = _policy(task), task.linked_execution_id
     rows = as_row_range(task.row_range)
     first_row = 0 if rows is None else rows.start
     failures = [Failure(first_row + place, error) for place, error in found.first]

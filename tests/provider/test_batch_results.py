@@ -181,6 +181,26 @@ def test_xcom_names_inputs_when_the_table_is_known(
         operator.execute(context)
 
 
+def test_xcom_needs_no_table_for_failures_that_are_allowed(
+    context: Any, scored: Scored, tmp_path: Path
+) -> None:
+    """It was moved away after it had been scored."""
+    gone = str(tmp_path / "gone.csv")
+    operator = results(
+        service_name="picky",
+        execution_id=scored("picky", MIXED),
+        input_path=gone,
+        row_range=(1, 6),
+        max_failed_records=2,
+    )
+    assert [row["success"] for row in operator.execute(context)] == [True, False] * 2 + [True]
+    summary = context["ti"].pushed["mlbatch_summary"]
+    assert [failure["index"] for failure in summary["first_failures"]] == [2, 4]
+    operator.max_failed_records = 1
+    with pytest.raises(AirflowFailException, match="gone.csv"):
+        operator.execute(context)
+
+
 # --- tables --------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowSkipException,
     TaskDeferred,
 )
+from airflow.sdk import DAG
 
 from airflow_mlbatch.errors import (
     SubmissionStoppedError,
@@ -33,6 +34,7 @@ from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.hooks.outcomes import event_of
 from airflow_mlbatch.hooks.timing import Timing
 from airflow_mlbatch.operators import BatchDeleteOperator, BatchScoreOperator
+from airflow_mlbatch.operators.decorated import mlbatch_task
 from airflow_mlbatch.protocol import submission
 from airflow_mlbatch.protocol.submission import NOTE_KEY, is_being_cancelled, mark_cancelling
 from tests.provider.airflow_side import FakeStateStore, FakeTaskInstance
@@ -576,6 +578,41 @@ def test_a_batch_recognised_by_its_first_results_is_compared_once_more(plain: Si
     mine = task.attempt(wait_for_completion=False)
     assert mine != other
     assert plain.results(mine, "gated") == [each["x"] for each in ours]
+
+
+def test_a_function_is_called_by_attempts_and_not_by_what_resumes_them(plain: Side) -> None:
+    """Its records are gone by then. So a batch that has to be compared with them is not waited for
+    in the triggerer."""
+    gate = "what the function returns"
+    ours = [{"gate": None, "x": x} for x in range(8)] + [{"gate": gate, "x": x} for x in range(8)]
+    task, calls = Task(service_name="gated", deferrable=True, parallel_count=1), []
+
+    def records() -> list[dict[str, Any]]:
+        calls.append(1)
+        return ours
+
+    def operator() -> Any:
+        given = {name: each for name, each in task.arguments.items() if name != "records"}
+        with DAG("dag", schedule=None):
+            scoring: Any = mlbatch_task(records, task_id="task", poll_interval=0.05, **given)
+            found = scoring().operator
+        found.timing = Timing(clock=task.clock.time, sleep=task.clock.sleep)
+        return found
+
+    with died(plain, "POST", START, "reply"):
+        operator().execute(task.context)
+    (known,) = [each for each in plain.executions("gated") if is_of_size(plain, each, 16)]
+    eventually(lambda: plain.hook.get_batch_status("gated", "1", known).completed_item_count == 8)
+    threading.Thread(target=open_when_told, args=(plain, task, gate), daemon=True).start()
+    rows = operator().execute(task.context)
+    assert [row["y"] for row in rows] == [each["x"] for each in ours]
+    assert not task.note.get("is_proven", True)
+    assert (len(calls), plain.posts()) == (2, 1)
+
+
+def is_of_size(side: Side, execution_id: str, size: int) -> bool:
+    status = side.hook.get_batch_status("gated", "1", execution_id)
+    return not status.is_terminal and status.total_item_count == size
 
 
 def open_when_told(side: Side, task: Task, gate: str) -> None:

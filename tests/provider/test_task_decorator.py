@@ -11,10 +11,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from airflow.providers.common.compat.sdk import TaskDeferred
 from airflow.sdk import DAG, task
 
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.hooks import MLBatchHook
+from airflow_mlbatch.hooks.outcomes import event_of
+from tests.provider.conftest import connection_to
+from tests.server_process import RunningServer
+from tests.system.scoring_proxy import scoring_proxy
 
 SERVICE: dict[str, Any] = {"service_name": "picky", "service_version": "1", "poll_interval": 0.05}
 
@@ -107,6 +112,54 @@ def test_a_retry_scores_once(context: Any, hook: MLBatchHook) -> None:
 
 def is_of(hook: MLBatchHook, execution_id: str, y: float) -> bool:
     return [each.outputs["y"] for each in hook.get_batch_results("picky", "1", execution_id)] == [y]
+
+
+@pytest.mark.parametrize("returns", ["results", "execution_id"])
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_resumed_task_does_not_call_its_function(
+    context: Any, hook: MLBatchHook, markers: Path, returns: str, is_late: bool
+) -> None:
+    """Nor is there another batch. Late is a task whose deadline no triggerer has kept."""
+    gate, calls = f"{returns} {is_late}", []
+
+    def numbers() -> list[dict[str, Any]]:
+        calls.append(1)
+        return [{"gate": gate, "x": 7.0}]
+
+    options = {"service_name": "gated", "returns": returns, "deferrable": True}
+    with pytest.raises(TaskDeferred) as deferred:
+        operator(numbers, **options).execute(context)
+    (markers / gate).touch()
+    ours = deferred.value.trigger.execution_id
+    status = hook.watch_batch("gated", "1", ours, poll_interval=0.05)
+    resumed = (
+        "execute_complete",
+        {**(deferred.value.kwargs or {}), "event": event_of(ours, status)},
+    )
+    if is_late:
+        resumed = ("__fail__", {"error": "Trigger timeout"})
+    found = operator(numbers, **options).resume_execution(*resumed, context)
+    assert (found if returns == "execution_id" else found[0]["y"]) in (ours, 7.0)
+    assert len(calls) == 1
+
+
+def test_the_results_are_read_once(
+    context: Any,
+    hook: MLBatchHook,
+    server: RunningServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    execution_id = hook.start_batch("picky", "1", {"x": [4.0, -1.0]})
+    event = event_of(execution_id, hook.watch_batch("picky", "1", execution_id, poll_interval=0.05))
+    with scoring_proxy(server.url) as proxy:
+        connection = connection_to(server).replace(server.url.rpartition(":")[2], str(proxy.port))
+        monkeypatch.setenv("AIRFLOW_CONN_MLBATCH_DEFAULT", connection)
+        score = operator(nothing, max_failed_records=0.5)
+        rows = score.execute_complete(context, event)
+        assert len(proxy.passed("GET", "/batch/")) == 1
+    assert [row["success"] for row in rows] == [True, False]
+    summary = context["ti"].pushed["mlbatch_summary"]
+    assert (summary["failed"], summary["first_failures"][0]["index"]) == (1, 1)
 
 
 def test_an_empty_table_has_no_results(context: Any, tmp_path: Path) -> None:
