@@ -23,6 +23,7 @@ from typing import Any
 
 from airflow_mlbatch.datasets import locations
 from airflow_mlbatch.datasets.artifacts import ArtifactNames
+from airflow_mlbatch.datasets.collected import note_written
 from airflow_mlbatch.datasets.locations import StoragePath
 from airflow_mlbatch.datasets.staging import (
     StagedFile,
@@ -176,6 +177,7 @@ class ArtifactDownload:
         }
         write_whole(manifest, json.dumps(document, indent=1).encode(), self._attempt)
         locations.remove(self._journal)
+        note_written(self._dest)
         return manifest
 
     def _read_journal(self) -> dict[tuple[int, str], DownloadedFile]:

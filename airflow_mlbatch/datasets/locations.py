@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import PurePath
 from typing import Any, BinaryIO, TypeAlias, cast
+from urllib.parse import quote
 
 from airflow_mlbatch.errors import DatasetError
 
 __all__ = [
     "StoragePath",
+    "asset_uri",
     "exists",
     "file_names",
     "file_size",
@@ -45,6 +48,16 @@ def resolve(path: StoragePath) -> tuple[Any, str]:
             "expected an ObjectStoragePath, a UPath or a pathlib.Path"
         )
     return path.fs, str(path.path)
+
+
+def asset_uri(path: str) -> str | None:
+    """The address of a table or folder as an asset has it; ``None`` for a relative path."""
+    # Airflow takes nothing but ASCII, at least for some databases.
+    path = re.sub(r"[^\x00-\x7f]+", lambda found: quote(found[0]), path.rstrip("/"))
+    if path.startswith("/"):
+        return f"file://{path}"
+    # s3://my_connection@bucket/…: who reads the asset may have another connection.
+    return re.sub(r"^([A-Za-z0-9+.-]+://)[^/@]*@", r"\1", path) if "://" in path else None
 
 
 def parent_key(key: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from airflow_mlbatch.datasets.collected import note_read
 from airflow_mlbatch.datasets.columns import listed
 from airflow_mlbatch.datasets.formats import TableFormat, table_format
 from airflow_mlbatch.datasets.jsonlines import JsonColumn
@@ -164,6 +165,7 @@ def _opened(
 def _source(path: StoragePath, found: TableFormat) -> Iterator[Source]:
     where = str(path.name)
     with open_input(path) as raw:
+        note_read(path)
         file = cast("BinaryIO", UnpackedFile(raw, where)) if found.is_gzip else raw
         yield Source(file, where, found.quoting)
 

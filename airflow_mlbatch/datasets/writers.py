@@ -26,6 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
+from airflow_mlbatch.datasets.collected import note_written
 from airflow_mlbatch.datasets.formats import TableFormat, named_format, table_format
 from airflow_mlbatch.datasets.jsonlines import is_inferred, is_json_text
 from airflow_mlbatch.datasets.kinds.kind import Sink
@@ -166,6 +167,7 @@ def open_table(
             writer = TableWriter(path, kind, file)  # type: ignore[arg-type]
             yield from _fill(writer, schema)
     writer.written = writer.told(staged.size, staged.sha256)
+    note_written(path)
 
 
 def _fill(writer: TableWriter, schema: pa.Schema | None) -> Iterator[TableWriter]:

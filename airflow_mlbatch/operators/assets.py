@@ -6,12 +6,12 @@ itself; for a templated one the author gives ``outlets`` with an ``Asset`` or an
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from airflow.providers.common.compat.sdk import Asset, AssetAlias
+
+from airflow_mlbatch.datasets.locations import asset_uri
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -51,11 +51,5 @@ def emit(context: Context, outlets: Any, path: str, extra: Mapping[str, Any]) ->
 
 
 def _uri(path: Any) -> str | None:
-    if not isinstance(path, str) or "{{" in path or "{%" in path:
-        return None
-    # Airflow takes nothing but ASCII, at least for some databases.
-    path = re.sub(r"[^\x00-\x7f]+", lambda found: quote(found[0]), path.rstrip("/"))
-    if path.startswith("/"):
-        return f"file://{path}"
-    # s3://my_connection@bucket/…: who reads the asset may have another connection.
-    return re.sub(r"^([A-Za-z0-9+.-]+://)[^/@]*@", r"\1", path) if "://" in path else None
+    is_known = isinstance(path, str) and "{{" not in path and "{%" not in path
+    return asset_uri(path) if is_known else None

@@ -142,7 +142,8 @@ def run(
     fs.mkdir("lineage")
     fs.pipe_file("lineage/in.csv", TABLE)
     folder = tmp_path_factory.mktemp("lineage")
-    (folder / "in.csv").write_bytes(TABLE)
+    for name in ("in.csv", "by_hand.csv"):
+        (folder / name).write_bytes(TABLE)
     events = folder / "events.jsonl"
     transport = {"type": "file", "log_file_path": str(events), "append": True}
     environment = {
@@ -265,6 +266,14 @@ def test_a_table_in_shards_is_told_by_its_commit(run: Run) -> None:
     assert run.outputs("large.shards.write") == []
 
 
+def test_airflows_lineage_collector_hears_once_of_each_table(run: Run) -> None:
+    """The task tells OpenLineage nothing itself, so the provider takes what was collected."""
+    assert run.events["lineage.by_hand"]["eventType"] == "COMPLETE"
+    # `dag.test()` runs all tasks in one process, which has one collector.
+    own = [each for each in run.inputs("by_hand") if "by_hand" in each["name"]]
+    assert own == [{"namespace": "file", "name": f"{run.folder}/by_hand.csv"}]
+
+
 def test_a_failure_tells_what_was_meant_and_why_it_failed(run: Run) -> None:
     event = run.events["lineage.too_many"]
     assert event["eventType"] == "FAIL"
@@ -308,3 +317,58 @@ def test_blobs_have_the_names_of_the_conventions(openlineage: None, azure: tuple
     for scheme in ("abfs", "abfss"):
         place = location(f"{scheme}://{container}/folder/cars.csv", "azure_test")
         assert dataset_name(place) == (theirs.get_namespace(), theirs.get_name())
+
+
+# --- the lineage collector ------------------------------------------------------------------------
+
+# A task of Airflow's, with a plugin that reads what is collected, or without one.
+COLLECTED = """
+import sys
+from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
+from airflow.sdk.execution_time import task_runner
+from airflow_mlbatch.datasets.readers import open_rows
+from airflow_mlbatch.datasets.writers import open_table
+from airflow_mlbatch.hooks.locations import location
+
+def copy():
+    rows = open_rows(location(sys.argv[1]))
+    with open_table(location(sys.argv[2]), schema=rows.schema) as table:
+        for batch in rows:
+            table.write(batch)
+
+copy()  # At a prompt nothing is collected.
+task_runner.SUPERVISOR_COMMS = object()
+for _ in range(2):
+    copy()
+found = get_hook_lineage_collector().collected_assets
+print([each.asset.uri for each in found.inputs], [each.asset.uri for each in found.outputs])
+"""
+PLUGIN = """
+from airflow.plugins_manager import AirflowPlugin
+from airflow.providers.common.compat.sdk import HookLineageReader
+
+class Reading(AirflowPlugin):
+    name = "reading"
+    hook_lineage_readers = [HookLineageReader]
+"""
+
+
+@pytest.mark.parametrize("is_read", [True, False], ids=["read", "not read"])
+def test_what_is_collected(tmp_path: Path, is_read: bool) -> None:
+    (tmp_path / "plugins").mkdir()
+    if is_read:
+        (tmp_path / "plugins" / "reading.py").write_text(PLUGIN, encoding="utf-8")
+    table, copy = tmp_path / "größe.csv", tmp_path / "copy.csv"
+    table.write_bytes(TABLE)
+    done = subprocess.run(
+        [sys.executable, "-c", COLLECTED, str(table), str(copy)],
+        env={**os.environ, "AIRFLOW__CORE__PLUGINS_FOLDER": str(tmp_path / "plugins")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    read = [f"file://{tmp_path}/gr%C3%B6%C3%9Fe.csv"]
+    written = [f"file://{copy}"]
+    assert done.stdout.splitlines()[-1] == (f"{read} {written}" if is_read else "[] []")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from airflow.sdk import DAG
+from airflow.sdk import DAG, task
 
+from airflow_mlbatch.hooks import MLBatchHook
 from airflow_mlbatch.operators import (
     ArtifactDownloadOperator,
     BatchResultsOperator,
@@ -67,6 +68,15 @@ with DAG("lineage", schedule=None, default_args={"retries": 0}) as dag:
         **{**read, "max_failed_records": 0},
         **TABLE,
     )
+
+    @task
+    def by_hand(execution_id: str) -> None:
+        """What OpenLineage knows of this task is what the hook has told the collector."""
+        batch = MLBatchHook().batch("picky", "1", execution_id)
+        for _ in range(2):
+            batch.to_frame(f"{TABLES}/by_hand.csv")
+
+    by_hand(score.output)
 
 if __name__ == "__main__":
     print({ti.task_id: str(ti.state) for ti in dag.test().get_task_instances()}, file=sys.stderr)
