@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -29,8 +30,9 @@ class FailureCount:
 
     :param seen: how many results were read
     :param failed: how many of them are failures
-    :param explained: how many of those have a message
-    :param first: the first of those: place among the results that were read, and error
+    :param explained: how many of the failures have a message
+    :param first: the first failures, each its place among the results that were read, and its error
+    :param first_explained: errors of the first failures that have a message
     :param status: that came with the results
     """
 
@@ -38,6 +40,7 @@ class FailureCount:
     failed: int = 0
     explained: int = 0
     first: list[tuple[int, str]] = field(default_factory=list)
+    first_explained: list[str] = field(default_factory=list)
     status: BatchStatus | None = None
 
     def add(self, index: int, error: str | None) -> None:
@@ -46,6 +49,8 @@ class FailureCount:
         self.explained += bool(error)
         if len(self.first) < SHOWN_FAILURES:
             self.first.append((index, cut_message(error or NO_MESSAGE)))
+        if error and len(self.first_explained) < SHOWN_FAILURES:
+            self.first_explained.append(cut_message(error))
 
 
 class _Outcome(msgspec.Struct, gc=False, rename={"error": "errorMessage"}):
@@ -57,10 +62,14 @@ _outcomes = msgspec.json.Decoder(list[_Outcome])
 
 
 class FailureCountSink(ResultsSink):
-    """Reads a batch document and counts failures; a million results take about a second."""
+    """Reads a batch document and counts failures; a million results take about a second.
 
-    def __init__(self) -> None:
+    :param check: called after each block of results; what it raises ends the reading
+    """
+
+    def __init__(self, check: Callable[[ResultsSink], None] = lambda sink: None) -> None:
         super().__init__(None, lambda block: None)
+        self._check = check
         self.found = FailureCount()
 
     def _take_items(self, items: bytes) -> None:
@@ -76,6 +85,7 @@ class FailureCountSink(ResultsSink):
                 self.found.add(self.count + place, error)
         self.count += len(rows)
         self.found.seen = self.count
+        self._check(self)
 
 
 class FailureLimit:

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from airflow_mlbatch.errors import BatchTimeoutError, MLBatchError, RecordsFailedError
+from airflow_mlbatch.errors import (
+    BatchTimeoutError,
+    ContractError,
+    MLBatchError,
+    RecordsFailedError,
+)
 from airflow_mlbatch.protocol.failures import FailureCountSink
 from airflow_mlbatch.protocol.messages import Reply
 from airflow_mlbatch.protocol.progress import Pace
@@ -55,8 +60,9 @@ def test_too_many_failures_end_the_batch() -> None:
     world, error = watch(at_work(3), results(FAILS, FINE, FAILS), reply(None))
     assert type(error) is RecordsFailedError
     assert str(error) == (
-        "execution id: 2 of 3 results so far are failures, and max_failed_records allows 1 of 100 "
-        "records; the batch was cancelled (stop_early); the first errors are: no such car; no such car"
+        "execution id: 2 of 3 results so far are failures with a message, and max_failed_records "
+        "allows 1 of 100 records; the batch was cancelled (stop_early); the first messages are: "
+        "no such car; no such car"
     )
     assert error.is_permanent
     assert error.counts == {"failed": 2, "completed": 3, "total": 100}
@@ -67,8 +73,9 @@ def test_too_many_failures_end_the_batch() -> None:
 
 def test_a_batch_that_cannot_be_cancelled_says_so() -> None:
     _, error = watch(at_work(2), results(FAILS, FAILS), reply({"message": "not yours"}, 403))
-    assert "; the batch could not be cancelled: DELETE /api/s/1/batch/id: 403 not yours" in str(
-        error
+    assert (
+        "; stop_early: the batch could not be cancelled: DELETE /api/s/1/batch/id: 403 not yours"
+        in str(error)
     )
 
 
@@ -93,6 +100,31 @@ def test_a_failure_without_words_may_be_a_record_that_is_not_scored_yet() -> Non
     silent = {"success": False, "errorMessage": ""}
     _, found = watch(at_work(2), results(silent, silent, silent), at_work(100, "complete"))
     assert found.state is BatchState.COMPLETE
+
+
+def test_the_messages_are_those_that_were_counted() -> None:
+    silent = {"success": False, "errorMessage": ""}
+    _, error = watch(at_work(7), results(*[silent] * 6, FAILS, FAILS), reply(None))
+    assert "2 of 8 results so far are failures with a message" in str(error)
+    assert str(error).endswith("the first messages are: no such car; no such car")
+    assert [failure["error"] for failure in error.failures] == ["no such car"] * 2
+
+
+def count(*records: dict[str, Any], total: int) -> Any:
+    status = {"state": "complete", "completedItemCount": total, "totalItemCount": total}
+    world = World([tokens(1), sized({**status, "batchExecutionResults": list(records)})])
+    try:
+        return world.run(always(repeat_seconds=0).count_failures("s", "1", "id"))
+    except MLBatchError as error:
+        return error
+
+
+def test_a_count_is_of_all_records() -> None:
+    assert count(FINE, FAILS, total=2).failed == 1
+    fewer, more = count(FINE, FAILS, total=3), count(FINE, FAILS, FINE, total=2)
+    assert str(fewer) == "execution id: complete with 2 results, expected 3"
+    assert str(more) == "execution id: complete with 3 results, expected 2"
+    assert type(fewer) is type(more) is ContractError
 
 
 def test_the_deadline_is_that_of_the_watch() -> None:

@@ -152,7 +152,7 @@ def test_a_batch_that_cannot_meet_the_policy_any_more_is_stopped(
         run(make, context)
     found = summary_of(context)
     text = str(failed.value)
-    assert f"execution {found['execution_id']}: 3 of 4 results so far are failures" in text
+    assert f"execution {found['execution_id']}: 3 of 4 results so far are failures with" in text
     assert "max_failed_records allows 2 of 5 records; the batch was cancelled (stop_early)" in text
     assert "x is negative: -1.0" in text
     assert text.endswith(f"version '1'{see(found['page'])}")

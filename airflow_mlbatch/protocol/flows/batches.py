@@ -45,7 +45,7 @@ from airflow_mlbatch.protocol.routes import (
 )
 from airflow_mlbatch.protocol.services import Parameter
 
-__all__ = ["PARALLEL_COUNT", "BatchFlows"]
+__all__ = ["PARALLEL_COUNT", "BatchFlows", "check_so_far", "checked_status"]
 
 _LIST = "list of executions"
 
@@ -190,9 +190,7 @@ class BatchFlows(Session):
 
         def take_checked(sink: ResultsSink, block: RecordBlock) -> None:
             nonlocal has_taken
-            # Not at the end only: a list that never ends would fill the disk before.
-            if sink.promised is not None and sink.count > sink.promised:
-                raise _wrong_number(execution_id, sink.count, sink.promised)
+            check_so_far(execution_id, sink)
             has_taken = True
             take(block)
 
@@ -216,10 +214,7 @@ class BatchFlows(Session):
             max_body=NO_LIMIT,
             is_small=False,
         )
-        status: BatchStatus = reply.sink.status
-        if status.state.is_success and reply.sink.count != status.total_item_count:
-            raise _wrong_number(execution_id, reply.sink.count, status.total_item_count)
-        return status
+        return checked_status(execution_id, reply.sink)
 
     @discreet
     def read_first_results(
@@ -338,7 +333,7 @@ class BatchFlows(Session):
         poll_interval: float,
         deadline: float | None = None,
         is_over: Callable[[BatchStatus], bool] = _is_terminal,
-        pace: Pace | None = None,
+        look: Callable[[BatchStatus], Flow[str]] | None = None,
     ) -> Flow[BatchStatus]:
         """Poll until the execution is complete or failed.
 
@@ -348,11 +343,12 @@ class BatchFlows(Session):
         :param poll_interval: seconds between polls
         :param deadline: epoch seconds; ``None`` waits for ever
         :param is_over: another end of the watch than that of the batch
-        :param pace: of an earlier watch of this batch
+        :param look: called after each poll of a batch that goes on; returns words for the next reports,
+            and what it raises ends the watch
         :raises BatchTimeoutError: the deadline passed; says how far the batch came
         :raises ExecutionNotFoundError: the execution is gone
         """
-        problems, last, pace = 0, None, pace or Pace()
+        problems, last, pace = 0, None, Pace()
         while True:
             now = yield Now()
             is_last = deadline is not None and now >= deadline
@@ -371,13 +367,15 @@ class BatchFlows(Session):
             now = yield Now()
             if error is None:
                 pace.take(now, status)
-            rest = poll_interval if deadline is None else min(poll_interval, deadline - now)
-            pause = None if is_last else max(rest, 0.0)
-            repeat = pause if error is not None else None
+            pause = _pause(poll_interval, deadline, now)
+            repeat = pause if error is not None and not is_last else None
             yield Report(last, problem, problems, repeat, pace.line(last) if last else "")
             if error is None and is_over(status):
                 return status
-            if pause is None:
+            if error is None and look is not None:
+                pace.failures = yield from look(status)
+                pause = _pause(poll_interval, deadline, (yield Now()))
+            if is_last:
                 how_far = str(last) if last else "no poll was answered"
                 raise BatchTimeoutError(
                     f"execution {execution_id} is not complete at the deadline: {how_far}"
@@ -437,6 +435,31 @@ def _step_back(execution_id: str, last: BatchStatus | None, now: BatchStatus) ->
             f"{now.completed_item_count:,}"
         )
     return None
+
+
+def _pause(poll_interval: float, deadline: float | None, now: float) -> float:
+    rest = poll_interval if deadline is None else min(poll_interval, deadline - now)
+    return max(rest, 0.0)
+
+
+def checked_status(execution_id: str, sink: ResultsSink) -> BatchStatus:
+    """The status that came with results which were read to their end.
+
+    :raises ContractError: a complete batch holds another number of results than it promises
+    """
+    status = sink.status
+    if status.state.is_success and sink.count != status.total_item_count:
+        raise _wrong_number(execution_id, sink.count, status.total_item_count)
+    return status
+
+
+def check_so_far(execution_id: str, sink: ResultsSink) -> None:
+    """Called while results are read, because a list that never ends would be read for ever.
+
+    :raises ContractError: there are more results than the batch promises
+    """
+    if sink.promised is not None and sink.count > sink.promised:
+        raise _wrong_number(execution_id, sink.count, sink.promised)
 
 
 def _wrong_number(execution_id: str, count: int, promised: int) -> ContractError:

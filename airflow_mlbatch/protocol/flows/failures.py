@@ -11,15 +11,14 @@ from airflow_mlbatch.errors import (
 )
 from airflow_mlbatch.protocol import routes
 from airflow_mlbatch.protocol.failures import FailureCount, FailureCountSink, FailureLimit
-from airflow_mlbatch.protocol.flows.batches import BatchFlows
+from airflow_mlbatch.protocol.flows.batches import BatchFlows, check_so_far, checked_status
 from airflow_mlbatch.protocol.flows.session import (
     NO_LIMIT,
     discreet,
     of_execution,
     partial_results,
 )
-from airflow_mlbatch.protocol.messages import Flow, Now, Report, Wait
-from airflow_mlbatch.protocol.progress import Pace
+from airflow_mlbatch.protocol.messages import Flow, Report
 from airflow_mlbatch.protocol.results import BatchStatus
 
 __all__ = ["FailureFlows"]
@@ -36,17 +35,19 @@ class FailureFlows(BatchFlows):
 
         Of a running batch these are the results so far. They do not tell which records they belong
         to: only in a complete batch is the place among the results that of the record.
+
+        :raises ContractError: a complete batch holds another number of results than it promises
         """
         reply = yield from self._call(
             routes.BATCH,
             of_execution(service_name, service_version, execution_id),
             query=partial_results(True),
-            open_sink=FailureCountSink,
+            open_sink=lambda: FailureCountSink(lambda sink: check_so_far(execution_id, sink)),
             max_body=NO_LIMIT,
             is_small=False,
         )
         sink: FailureCountSink = reply.sink
-        found, found.status = sink.found, sink.status
+        found, found.status = sink.found, checked_status(execution_id, sink)
         return found
 
     @discreet
@@ -71,52 +72,46 @@ class FailureFlows(BatchFlows):
         """
         named = (service_name, service_version, execution_id)
         limit = None if most_failed is None else FailureLimit(most_failed)
-        pace = Pace()
-        while True:
-            status = yield from self.watch_batch(
+        return (
+            yield from self.watch_batch(
                 *named,
                 poll_interval=poll_interval,
                 deadline=deadline,
-                is_over=lambda now: now.is_terminal or (limit is not None and limit.is_due(now)),
-                pace=pace,
+                look=None if limit is None else lambda status: self._look(named, limit, status),
             )
-            if limit is None or status.is_terminal:
-                return status
-            yield from self._look(named, limit, status)
-            if limit.is_passed:
-                raise (yield from self._stopped(named, limit, status))
-            pace.failures = str(limit)
-            now = yield Now()
-            rest = poll_interval if deadline is None else min(poll_interval, deadline - now)
-            yield Wait(max(rest, 0.0))
+        )
 
     def _look(
         self, named: tuple[str, str, str], limit: FailureLimit, status: BatchStatus
-    ) -> Flow[None]:
-        try:
-            found = yield from self.count_failures(*named)
-        except (LineError, UnavailableError, ContractError) as error:
-            # The polls go on, and the end of the batch tells as much.
-            yield Report(status, f"looking for failed records: {error}")
-            found = limit.found or FailureCount()
-        limit.take(found, status)
+    ) -> Flow[str]:
+        if limit.is_due(status):
+            try:
+                found = yield from self.count_failures(*named)
+            except (LineError, UnavailableError, ContractError) as error:
+                # The polls go on, and the end of the batch tells as much.
+                yield Report(status, f"looking for failed records: {error}")
+                found = limit.found or FailureCount()
+            limit.take(found, status)
+            if limit.is_passed:
+                raise (yield from self._stopped(named, limit, status))
+        return str(limit)
 
     def _stopped(
         self, named: tuple[str, str, str], limit: FailureLimit, status: BatchStatus
     ) -> Flow[RecordsFailedError]:
         """Cancel the batch; the error that says why."""
         found = limit.found or FailureCount()
-        told = "the batch was cancelled"
+        told = "the batch was cancelled (stop_early)"
         try:
             yield from self.cancel_batch(*named)
         except MLBatchError as problem:
-            told = f"the batch could not be cancelled: {problem}"
+            told = f"stop_early: the batch could not be cancelled: {problem}"
         error = RecordsFailedError(
-            f"execution {named[2]}: {found.explained:,} of {found.seen:,} results so far are failures, "
-            f"and max_failed_records allows {limit.most_failed:,} of {status.total_item_count:,} "
-            f"records; {told} (stop_early); the first errors are: "
-            + "; ".join(" ".join(message.split()) for _, message in found.first),
-            [{"index": None, "inputs": {}, "error": message} for _, message in found.first],
+            f"execution {named[2]}: {found.explained:,} of {found.seen:,} results so far are failures "
+            f"with a message, and max_failed_records allows {limit.most_failed:,} of "
+            f"{status.total_item_count:,} records; {told}; the first messages are: "
+            + "; ".join(" ".join(message.split()) for message in found.first_explained),
+            [{"index": None, "inputs": {}, "error": each} for each in found.first_explained],
             failed=found.explained,
             completed=status.completed_item_count,
             total=status.total_item_count,
