@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as parquet
 import pytest
+from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_mlbatch.hooks.locations import location
-from airflow_mlbatch.operators.lineage_facets import dataset_name
+from airflow_mlbatch.operators import BatchResultsOperator, BatchScoreOperator
+from airflow_mlbatch.operators.lineage_facets import Origin, Table, dataset_name
+from airflow_mlbatch.protocol.services import Parameter, Service
 from tests.provider.airflow_side import tell_of_assets
 from tests.provider.conftest import connection_to, connection_to_s3
 from tests.server_process import RunningServer
@@ -281,6 +286,128 @@ def test_a_failure_tells_what_was_meant_and_why_it_failed(run: Run) -> None:
     assert run.outputs("too_many") == [{"namespace": "file", "name": f"{run.folder}/never.parquet"}]
     message = event["run"]["facets"]["errorMessage"]["message"]
     assert "1 of 3 records failed, max_failed_records=0 allows 0" in message
+
+
+# --- what is known and what is not ---------------------------------------------------------------
+
+
+@pytest.fixture
+def listening(openlineage: None) -> Iterator[None]:
+    """As in a task of an Airflow that has the provider switched on."""
+    name = "airflow.providers.openlineage.plugins.listener"
+    importlib.import_module(name)
+    yield
+    del sys.modules[name]
+
+
+def told_by(found: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Inputs and outputs as an event has them, of what a method of an operator returns."""
+    from openlineage.client.serde import Serde
+
+    inputs, outputs = (
+        [plain(Serde.to_dict(each)) for each in side] for side in (found.inputs, found.outputs)
+    )
+    return inputs, outputs
+
+
+def test_json_lines_tell_no_columns_and_frames_come_from_one_output(
+    listening: None, context: Any, server: RunningServer, tmp_path: Path
+) -> None:
+    values = {"a": True, "b": 2, "c": 0.5, "d": "text", "e": [1, 2], "f": [[1, 2]], "g": {"p": [1]}}
+    row = {name.upper(): value for name, value in values.items()}
+    table, out = tmp_path / "in.jsonl", tmp_path / "out.parquet"
+    table.write_text(json.dumps({**row, "note": "kept"}) + "\n", encoding="utf-8")
+    service: dict[str, Any] = {"service_name": "every-type", "service_version": "1"}
+    source: dict[str, Any] = {
+        "input_path": str(table),
+        "columns": {name.lower(): name for name in row},
+    }
+    score = BatchScoreOperator(
+        task_id="score", wait_for_completion=True, poll_interval=0.05, **service, **source
+    )
+    execution_id = score.execute(context)
+    results = BatchResultsOperator(
+        task_id="results", execution_id=execution_id, output_path=str(out), **service, **source
+    )
+    results.execute(context)
+    inputs, (scored,) = told_by(results.get_openlineage_facets_on_complete(None))
+    assert inputs[0] == {"namespace": "file", "name": str(table)}
+    assert [(each["name"], each["type"]) for each in inputs[1]["facets"]["schema"]["fields"]] == [
+        *(("a", "logical"), ("b", "integer"), ("c", "numeric"), ("d", "character")),
+        *(("e", "vector"), ("f", "matrix"), ("g", "data.frame")),
+    ]
+    fields = scored["facets"]["columnLineage"]["fields"]
+    assert list(fields) == [*row, "note", "a", "b", "c", "d", "e", "f", "g_p"]
+    assert [each["field"] for each in fields["note"]["inputFields"]] == ["note"]
+    of_frame, *of_table = fields["g_p"]["inputFields"]
+    assert (of_frame["namespace"], of_frame["field"]) == (server.url, "g")
+    assert of_frame["transformations"][0]["subtype"] == "TRANSFORMATION"
+    assert [each["field"] for each in of_table] == list(row)
+    assert fields["a"]["inputFields"][0]["transformations"][0]["subtype"] == "IDENTITY"
+
+
+def test_records_have_no_dataset(listening: None, context: Any, server: RunningServer) -> None:
+    score = BatchScoreOperator(
+        task_id="score", service_name="double", service_version="1", records={"x": [1, 2]}
+    )
+    score.execute(context)
+    inputs, (results,) = told_by(score.get_openlineage_facets_on_complete(None))
+    assert inputs == []
+    # How many rows there are is not known yet: the task has not waited.
+    assert results == {
+        "namespace": server.url,
+        "name": "double/1",
+        "facets": {"schema": {"fields": [{"name": "y", "type": "numeric"}]}},
+    }
+
+
+def test_what_a_task_has_not_found_out_is_left_out(
+    listening: None, context: Any, server: RunningServer, tmp_path: Path
+) -> None:
+    score = BatchScoreOperator(
+        task_id="score",
+        service_name="never-published",
+        service_version="1",
+        input_path=str(tmp_path / "in.csv"),
+    )
+    with pytest.raises(AirflowException):
+        score.execute(context)
+    inputs, outputs = told_by(score.get_openlineage_facets_on_failure(None))
+    assert inputs == [{"namespace": "file", "name": f"{tmp_path}/in.csv"}]
+    assert outputs == [{"namespace": server.url, "name": "never-published/1"}]
+
+
+def test_without_a_connection_the_server_is_no_dataset(
+    openlineage: None,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    results = BatchResultsOperator(
+        task_id="results",
+        service_name="double",
+        service_version="1",
+        execution_id="1",
+        output_path=str(tmp_path / "out.csv"),
+        mlbatch_conn_id="nowhere",
+    )
+    inputs, outputs = told_by(results.get_openlineage_facets_on_failure(None))
+    assert inputs == []
+    assert outputs == [{"namespace": "file", "name": f"{tmp_path}/out.csv"}]
+    logged = caplog.text + capsys.readouterr().out
+    assert "OpenLineage is not told of the scoring server: connection 'nowhere'" in logged
+
+
+def test_a_service_with_very_many_columns_tells_no_column_lineage(
+    openlineage: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    inputs = tuple(Parameter(f"x{n}", "numeric") for n in range(300))
+    outputs = tuple(Parameter(f"y{n}", "numeric") for n in range(100))
+    origin = Origin(Service("wide", "1", inputs, outputs), Table("file", "/in.csv"), None)
+    columns = [(output.name, "double") for output in outputs]
+    assert list(origin.facets(Table("file", "/few.csv", columns[:50]))) == ["columnLineage"]
+    assert origin.facets(Table("file", "/out.csv", columns)) == {}
+    assert "no column lineage of /out.csv: 100 columns may come from 300 inputs" in caplog.text
 
 
 # --- names ---------------------------------------------------------------------------------------
