@@ -1,7 +1,7 @@
 """A batch as an object, for notebooks and scripts.
 
-Law: it holds ids and no state. What it says was asked of the server at that moment, so that it can be made
-again from its ids when the kernel was restarted.
+Law: it holds its ids and what was scored, and no state. How far the batch is and what came out is asked of
+the server each time. So it can be made again from its ids when the kernel was restarted.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import html
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlbatch.errors import MLBatchError
+from airflow_mlbatch.hooks.locations import location
 from airflow_mlbatch.hooks.outcomes import completed
 from airflow_mlbatch.hooks.progress import shown_progress
 from airflow_mlbatch.protocol.flows import Policy
@@ -22,7 +23,7 @@ from airflow_mlbatch.protocol.flows import Policy
 if TYPE_CHECKING:
     import pandas as pd
 
-    from airflow_mlbatch.datasets.rows import TableRows
+    from airflow_mlbatch.datasets.scored import ScoredRows
     from airflow_mlbatch.hooks.mlbatch import MLBatchHook
     from airflow_mlbatch.protocol.messages import Report
     from airflow_mlbatch.protocol.results import BatchResults, BatchStatus
@@ -133,18 +134,11 @@ class Batch:
         """
         import pyarrow as pa
 
-        from airflow_mlbatch.datasets.scored import ScoredRows, chosen_columns
-
         completed(self.execution_id, self.status())
         service = self.hook.get_service(self.service_name, self.service_version)
         given = self._inputs if inputs is None else inputs
         batches: list[pa.RecordBatch] = []
-        with _opened(given) as rows:
-            kept = [] if rows is None else chosen_columns(rows.schema.names, service.outputs)
-            types = _types(given, kept, service) if is_path(given) else None
-            scored = ScoredRows(
-                service.outputs, format="parquet", rows=rows, kept=kept, types=types
-            )
+        with _scored(given, service) as scored:
             self.hook.read_batch_results(
                 *self._named,
                 lambda block: batches.extend(each.scored for each in scored.add(block)),
@@ -252,32 +246,30 @@ class Batch:
 
 
 @contextmanager
-def _opened(inputs: Any) -> Iterator[TableRows | None]:
-    """The rows that were scored; ``None`` where they are not known."""
-    from airflow_mlbatch.datasets.readers import open_rows
+def _scored(inputs: Any, service: Service) -> Iterator[ScoredRows]:
+    """Results beside what was scored, where that is known."""
     from airflow_mlbatch.datasets.rows import TableRows
-    from airflow_mlbatch.hooks.locations import location
+    from airflow_mlbatch.datasets.scored import ScoredRows, chosen_columns
+    from airflow_mlbatch.datasets.tables import InputTable
 
+    outputs = service.outputs
     if inputs is None:
-        yield None
+        yield ScoredRows(outputs, format="parquet")
     elif is_path(inputs):
-        rows = open_rows(location(inputs))
-        with closing(rows.batches):  # type: ignore[type-var]
-            yield rows
+        # Numbers of CSV are numbers in a frame.
+        table = InputTable(location(inputs), column_types="infer")
+        with table.open() as rows:
+            kept = table.kept_columns(outputs, rows.schema.names)
+            types = table.types_of(kept, service.inputs, "parquet")
+            yield ScoredRows(outputs, format="parquet", rows=rows, kept=kept, types=types)
     else:
         import pandas as pd
         import pyarrow as pa
 
-        table = pa.Table.from_pandas(pd.DataFrame(inputs), preserve_index=False)
-        yield TableRows(table.schema, iter(table.to_batches()))
-
-
-def _types(path: Any, kept: Sequence[str], service: Service) -> Any:
-    """Numbers of CSV are numbers in a frame."""
-    from airflow_mlbatch.datasets.column_types import types_of_columns
-    from airflow_mlbatch.hooks.locations import location
-
-    return types_of_columns("infer", location(path), kept, service.inputs)
+        frame = pa.Table.from_pandas(pd.DataFrame(inputs), preserve_index=False)
+        rows = TableRows(frame.schema, iter(frame.to_batches()))
+        kept = chosen_columns(frame.schema.names, outputs)
+        yield ScoredRows(outputs, format="parquet", rows=rows, kept=kept)
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

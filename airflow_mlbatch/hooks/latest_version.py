@@ -1,8 +1,9 @@
 """Which version ``service_version="latest"`` means: one for each run of a Dag.
 
-Law: the first task of a run that needs it asks the server. What it finds is told to the other tasks of
-the run through XCom and kept for the task's next attempts (Airflow 3.3), and they do not ask again:
-scores, results and files of one run belong to one version, also when another one is published meanwhile.
+Law: a task asks the server only where no task of its run has told what it found. That is told through
+XCom, and kept for the task's own next attempts (Airflow 3.3). So scores, results and files of one run
+belong to one version, also when another one is published meanwhile. Tasks that begin at the same moment
+know nothing of each other yet: each of them asks.
 """
 
 from __future__ import annotations

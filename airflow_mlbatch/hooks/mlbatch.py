@@ -257,9 +257,9 @@ class MLBatchHook(PublishingMethods, BaseHook):
         """
         inputs = self.get_service(service_name, service_version).inputs
         if is_path(records):
-            from airflow_mlbatch.datasets.readers import encode_inputs
+            from airflow_mlbatch.datasets.tables import InputTable
 
-            return encode_inputs(location(records), inputs)
+            return InputTable(location(records)).encode(inputs)
         from airflow_mlbatch.protocol.records import encode_records
 
         return encode_records(inputs, records)

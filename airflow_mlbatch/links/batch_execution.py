@@ -47,9 +47,9 @@ def checked_id(execution_id: Any) -> str:
     """
     if not is_id(execution_id):
         raise NoBatchError(
-            f"execution_id: found {execution_id!r}, expected the id of a batch. Has the task that "
-            "starts it been cleared? Then the next attempt finds the new batch. A table without "
-            "records has none when on_empty='succeed'"
+            f"execution_id: found {execution_id!r}, expected the id of a batch. If the task that "
+            "starts it was cleared, a retry finds the new batch as soon as it is started. A table "
+            "without records has none when on_empty='succeed'; on_empty='skip' skips this task, too"
         )
     # A list that went through a template is text.
     is_text = isinstance(execution_id, str) and execution_id.strip()[:1] not in ("", "[", "{", "(")

@@ -74,8 +74,11 @@ class BatchDeleteOperator(BaseOperator):
         hook = MLBatchHook(self.mlbatch_conn_id, timing=self.timing)
         deleted = []
         with airflow_errors():
-            settle_version(self, context, hook)
-            ids = [*self._ids(), *self._ids_of_tasks(context), *self._ids_of_orphans(hook, context)]
+            ids = [*self._ids(), *self._ids_of_tasks(context)]
+            if ids or self.orphans:
+                # Not for nothing: a service whose batch was never started may have no version.
+                settle_version(self, context, hook)
+            ids += self._ids_of_orphans(hook, context)
             for execution_id in dict.fromkeys(ids):
                 if hook.cancel_batch(self.service_name, self.service_version, execution_id):
                     deleted.append(execution_id)

@@ -267,8 +267,8 @@ class BatchResultsOperator(ResultsLineage, BatchTask, BaseOperator):
             return True
         if source is None or source.has_rows():
             raise NoBatchError(
-                f"execution_id: found {self.execution_id!r}, expected the id of a batch. Has the task "
-                "that starts it been cleared? Then the next attempt finds the new batch. There may be "
+                f"execution_id: found {self.execution_id!r}, expected the id of a batch. If the task "
+                "that starts it was cleared, a retry finds the new batch as soon as it is started. There may be "
                 "none only for an input_path without rows"
             )
         self.execution_id = None

@@ -1,7 +1,7 @@
 """What a task's arguments name, each as one value: the table to read, the place for its results.
 
-Law: they are built in ``execute``, once, from arguments as templates have left them. What makes no
-sense is refused here, with the argument's name, before a server is asked.
+Law: they are built while a task runs, from arguments as templates have left them. What makes no sense is
+refused here, with the argument's name, before a batch is started.
 """
 
 from __future__ import annotations

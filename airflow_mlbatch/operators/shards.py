@@ -390,8 +390,8 @@ class DatasetCommitOperator(CommitLineage, BaseOperator):
         plan = context["ti"].xcom_pull(task_ids=self.plan_task_id)
         if plan is None:
             raise BatchError(
-                f"plan_task_id: found None from {self.plan_task_id}, expected its plan. Has the task "
-                "been cleared? Then the next attempt finds the new plan"
+                f"plan_task_id: found None from {self.plan_task_id}, expected its plan. If that "
+                "task was cleared, a retry finds the new plan as soon as it is made"
             )
         if not isinstance(plan, list):
             raise InputError(f"plan_task_id: found {plan!r:.80} from {self.plan_task_id}")
@@ -407,7 +407,8 @@ class DatasetCommitOperator(CommitLineage, BaseOperator):
         if len(parts) < shards:
             raise BatchError(
                 f"parts_task_id: found {len(parts):,} parts from {self.parts_task_id}, expected "
-                f"{shards:,}. Has the task of a shard been cleared? Then the next attempt finds its part"
+                f"{shards:,}. If the task of a shard was cleared, a retry finds its part as soon as it is "
+                "written again"
             )
         return parts
 

@@ -9,13 +9,12 @@ from contextlib import closing
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from airflow_mlbatch.datasets.column_types import types_of_columns
 from airflow_mlbatch.datasets.failures import FailureLog, FailurePolicy
 from airflow_mlbatch.datasets.formats import named_format, table_format
 from airflow_mlbatch.datasets.manifest import manifest_path
-from airflow_mlbatch.datasets.readers import open_rows
 from airflow_mlbatch.datasets.results import fill_table, write_results
-from airflow_mlbatch.datasets.scored import ScoredRows, chosen_columns
+from airflow_mlbatch.datasets.scored import ScoredRows
+from airflow_mlbatch.datasets.tables import InputTable
 from airflow_mlbatch.datasets.writers import TableWriter
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.hooks.locations import location
@@ -25,12 +24,10 @@ from airflow_mlbatch.prompt.connecting import open_hook
 from airflow_mlbatch.prompt.exits import Exit
 
 if TYPE_CHECKING:
-    from airflow_mlbatch.datasets.rows import TableRows
     from airflow_mlbatch.hooks import MLBatchHook
     from airflow_mlbatch.prompt.screen import Screen
     from airflow_mlbatch.protocol.results import RecordBlock
     from airflow_mlbatch.protocol.services import Service
-    from airflow_mlbatch.protocol.types import TypeName
 
 __all__ = ["show_results"]
 
@@ -140,14 +137,7 @@ class _Saving:
         self._log = FailureLog()
 
     def save(self, format: str) -> int:
-        with self._input_rows() as (rows, kept):
-            scored = ScoredRows(
-                self._service.outputs,
-                format=format,
-                rows=rows,
-                kept=kept,
-                types=self._types(kept, format),
-            )
+        with self._scored(format) as scored:
             if self._options.output is None:
                 self._print(scored, format)
             else:
@@ -199,17 +189,14 @@ class _Saving:
         self._hook.read_batch_results(*self._named, take)
 
     @contextlib.contextmanager
-    def _input_rows(self) -> Iterator[tuple[TableRows | None, list[str]]]:
-        """The rows of the table that was scored, and their columns."""
+    def _scored(self, format: str) -> Iterator[ScoredRows]:
+        """The results beside the rows of the table that was scored, where it is known."""
+        outputs = self._service.outputs
         if self._options.input is None:
-            yield None, []
+            yield ScoredRows(outputs, format=format)
             return
-        rows = open_rows(location(self._options.input))
-        with closing(rows.batches):  # type: ignore[type-var]
-            yield rows, chosen_columns(rows.schema.names, self._service.outputs)
-
-    def _types(self, kept: list[str], format: str) -> dict[str, TypeName]:
-        if self._options.input is None:
-            return {}
-        source = location(self._options.input)
-        return types_of_columns("text", source, kept, self._service.inputs, output_format=format)
+        table = InputTable(location(self._options.input))
+        with table.open() as rows:
+            kept = table.kept_columns(outputs, rows.schema.names)
+            types = table.types_of(kept, self._service.inputs, format)
+            yield ScoredRows(outputs, format=format, rows=rows, kept=kept, types=types)

@@ -183,9 +183,17 @@ def test_without_a_state_store(hook: MLBatchHook, context: Any) -> None:
     publish(hook, "stateless", "2")
     # Another task of the run has told.
     BatchDeleteOperator(
-        task_id="delete", service_name="stateless", execution_ids=[], **LATEST
+        task_id="delete", service_name="stateless", execution_ids=["gone"], **LATEST
     ).execute(context)
     assert context["ti"].pushed["mlbatch_latest_version"]["service_version"] == "1"
+
+
+def test_nothing_to_delete_needs_no_version(context: Any) -> None:
+    """A teardown of a run whose batch was never started, because nobody has published the service."""
+    delete = BatchDeleteOperator(
+        task_id="delete", service_name="nobody's", execution_ids=["None", None], **LATEST
+    )
+    assert delete.execute(context) == []
 
 
 def test_a_service_without_versions(context: Any) -> None:
