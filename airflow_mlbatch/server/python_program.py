@@ -122,7 +122,7 @@ def _opened_by_dill(stored: StoredObject, file: Any) -> Any:
         import dill
     except ImportError:
         raise InputError(
-            f"object {stored.name!r}: it was made by dill, which this server does not have: "
+            f"object {stored.name!r}: it was made by dill, which this machine does not have: "
             "pip install 'airflow-mlbatch[publish]'"
         ) from None
     return dill.load(file)

@@ -33,7 +33,7 @@ _VERSIONS_SECONDS = 120
 _VERSIONS = """cat(as.character(getRversion()), if (requireNamespace("jsonlite", quietly = TRUE))
     as.character(packageVersion("jsonlite")))"""
 _MISSING_RSCRIPT = (
-    "R services need Rscript, which this server does not have "
+    "R services need Rscript, which this machine does not have "
     "(Debian: r-base-core and r-cran-jsonlite)"
 )
 _MISSING_JSONLITE = (

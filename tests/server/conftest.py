@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import Papers, make_papers
 from tests.server.api import Api
 from tests.server_process import RunningServer, running_server
 
@@ -53,3 +54,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     yield folder
     # Lazily: the last of a server's processes may still be about to end.
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
+    return make_papers(tmp_path_factory.mktemp("papers"))

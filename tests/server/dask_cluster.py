@@ -1,21 +1,29 @@
-"""A Dask cluster of real processes on this machine, whose processes a test may kill."""
+"""A Dask cluster of real processes on this machine, whose processes a test may kill, and its server."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from tests.certificates import Papers
+from tests.patience import wait_until
 from tests.ports import ReservedPort
+from tests.server.publishing import Publisher
+from tests.server_process import RunningServer, running_server
 
-__all__ = ["Cluster"]
+__all__ = ["SERVICES", "Cluster", "Place", "dask_worker_of", "records", "running_place"]
 
 _ROOT = Path(__file__).resolve().parents[2]
+SERVICES = Path(__file__).with_name("cluster_services.py")
 
 
 class Cluster:
@@ -55,13 +63,14 @@ class Cluster:
         assert self._scheduler is not None
         _kill(self._scheduler)
 
-    def add_worker(self, threads: int = 1) -> psutil.Popen:
-        """Start a worker."""
+    def add_worker(self, threads: int = 1, **env: str) -> psutil.Popen:
+        """Start a worker, with variables of its own."""
         self._count += 1
         folder = self.folder / f"worker-{self._count}"
         worker = self._run(
             *("worker", self._url, "--no-nanny", "--nthreads", str(threads)),
             *("--local-directory", str(folder), "--name", f"w{self._count}"),
+            **env,
         )
         self.workers.append(worker)
         return worker
@@ -77,7 +86,7 @@ class Cluster:
             _kill(process)
         self._port.close()
 
-    def _run(self, *arguments: str) -> psutil.Popen:
+    def _run(self, *arguments: str, **env: str) -> psutil.Popen:
         certificate, key = self._papers.server
         tls = ["--tls-ca-file", self._papers.authority, "--tls-cert", certificate, "--tls-key", key]
         command = [
@@ -95,7 +104,7 @@ class Cluster:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "PYTHONPATH": str(_ROOT), **self._env},
+                env={**os.environ, "PYTHONPATH": str(_ROOT), **self._env, **env},
             )
 
 
@@ -104,3 +113,61 @@ def _kill(process: psutil.Popen) -> None:
     if process.poll() is None:
         process.kill()
     process.wait()
+
+
+@dataclass
+class Place:
+    """A cluster with a server in front of it."""
+
+    cluster: Cluster
+    server: RunningServer
+    api: Publisher
+    traces: Path
+
+    def runs(self, n: int) -> list[int]:
+        """The processes that have scored a record."""
+        return [int(path.name.split("-")[1]) for path in self.traces.glob(f"{n}-*")]
+
+    def forget(self) -> None:
+        """No record was scored yet."""
+        for path in self.traces.iterdir():
+            path.unlink()
+
+    @property
+    def dask(self) -> dict[str, Any]:
+        """What the server says about the cluster."""
+        return dict(self.api.get("/status").json()["components"]["dask"])
+
+    def wait_for_workers(self, count: int) -> None:
+        wait_until(lambda: len(self.dask["details"]["workers"]) == count)
+
+
+@contextmanager
+def running_place(folder: Path, papers: Papers, *options: str) -> Iterator[Place]:
+    traces, services = folder / "traces", folder / "services"
+    traces.mkdir()
+    services.mkdir()
+    shutil.copy(SERVICES, services / "cluster_services.py")
+    (services / "factor.txt").write_text("3")
+    cluster = Cluster(folder / "cluster", papers, {"TRACES": str(traces)})
+    try:
+        cluster.start_scheduler()
+        with running_server(
+            *("--services", str(services / "cluster_services.py"), "--allow-publish"),
+            *("--dask-file", str(services / "factor.txt"), "--workers", "1"),
+            *("--dask-artifact-bytes", "1000000", *cluster.options, *options),
+            data_dir=folder / "data",
+            env={"TRACES": str(traces)},
+        ) as server:
+            yield Place(cluster, server, Publisher(server.url), traces)
+    finally:
+        cluster.close()
+
+
+def records(count: int) -> list[dict[str, int]]:
+    return [{"n": n} for n in range(count)]
+
+
+def dask_worker_of(pid: int) -> int:
+    """The process of the Dask worker that a record runs on."""
+    return psutil.Process(pid).parents()[2].pid

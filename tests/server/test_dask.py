@@ -9,85 +9,28 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.certificates import Papers, make_papers
+from tests.certificates import Papers
 from tests.patience import wait_until
 from tests.ports import ReservedPort
 from tests.server.processes import assert_gone
 from tests.server.publishing import Publisher, definitions
-from tests.server_process import RunningServer, running_server
+from tests.server_process import running_server
 
 pytest.importorskip("distributed", reason="distributed is not installed (extra: dask)")
 
-from tests.server.dask_cluster import Cluster
+from tests.server.dask_cluster import SERVICES, Place, dask_worker_of, records, running_place
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVICES = Path(__file__).with_name("cluster_services.py")
 CODE: dict[str, Any] = {
     "inputParameterDefinitions": definitions(x="numeric"),
     "outputParameterDefinitions": definitions(y="numeric"),
 }
-
-
-@dataclass
-class Place:
-    """A cluster with a server in front of it."""
-
-    cluster: Cluster
-    server: RunningServer
-    api: Publisher
-    traces: Path
-
-    def runs(self, n: int) -> list[int]:
-        """The processes that have scored a record."""
-        return [int(path.name.split("-")[1]) for path in self.traces.glob(f"{n}-*")]
-
-    def forget(self) -> None:
-        """No record was scored yet."""
-        for path in self.traces.iterdir():
-            path.unlink()
-
-    @property
-    def dask(self) -> dict[str, Any]:
-        """What the server says about the cluster."""
-        return dict(self.api.get("/status").json()["components"]["dask"])
-
-    def wait_for_workers(self, count: int) -> None:
-        wait_until(lambda: len(self.dask["details"]["workers"]) == count)
-
-
-@contextmanager
-def running_place(folder: Path, papers: Papers, *options: str) -> Iterator[Place]:
-    traces, services = folder / "traces", folder / "services"
-    traces.mkdir()
-    services.mkdir()
-    shutil.copy(SERVICES, services / "cluster_services.py")
-    (services / "factor.txt").write_text("3")
-    cluster = Cluster(folder / "cluster", papers, {"TRACES": str(traces)})
-    try:
-        cluster.start_scheduler()
-        with running_server(
-            *("--services", str(services / "cluster_services.py"), "--allow-publish"),
-            *("--dask-file", str(services / "factor.txt"), "--workers", "1"),
-            *("--dask-artifact-bytes", "1000000", *cluster.options, *options),
-            data_dir=folder / "data",
-            env={"TRACES": str(traces)},
-        ) as server:
-            yield Place(cluster, server, Publisher(server.url), traces)
-    finally:
-        cluster.close()
-
-
-@pytest.fixture(scope="module")
-def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
-    return make_papers(tmp_path_factory.mktemp("papers"))
 
 
 @pytest.fixture(scope="module")
@@ -107,15 +50,6 @@ def place(shared_place: Place) -> Place:
     shared_place.wait_for_workers(2)
     shared_place.forget()
     return shared_place
-
-
-def records(count: int) -> list[dict[str, int]]:
-    return [{"n": n} for n in range(count)]
-
-
-def dask_worker_of(pid: int) -> int:
-    """The process of the Dask worker that a record runs on."""
-    return psutil.Process(pid).parents()[2].pid
 
 
 # --- what a cluster does ----------------------------------------------------------------------------
@@ -432,12 +366,18 @@ def score_while_workers_come_and_go(place: Place, count: int) -> None:
     place.cluster.add_worker()
     place.wait_for_workers(3)
     path = place.api.start("nap", records(count), parallel=100)
+
+    def wait_for(share: float) -> None:
+        wait_until(lambda: place.api.batch(path)["completedItemCount"] >= share * count)
+
     for part in (0.2, 0.5):
-        least = count * (part + 0.2 * chance.random())
-        wait_until(lambda least=least: place.api.batch(path)["completedItemCount"] > least)  # type: ignore[misc]
+        wait_for(part + 0.2 * chance.random())
         place.cluster.kill_worker(chance.choice(place.cluster.workers))
         if part == 0.2:
             place.cluster.add_worker()
+    # Patience is for each of these steps: the whole takes as long as it takes.
+    for part in (0.8, 0.9):
+        wait_for(part)
     results = place.api.wait(path)
     assert [one["outputParameters"].get("n") for one in results] == list(range(count))
     for n in range(0, count, 1000):

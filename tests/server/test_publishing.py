@@ -344,7 +344,7 @@ def test_objects_of_dill_without_dill(tmp_path: Path) -> None:
         reply = client.publish("made", "1", "y = twice(x)", {"twice": twice}, **NUMBER)
         assert reply.status_code == 400
         assert reply.json()["message"] == (
-            "service 'made' version '1', object 'twice': it was made by dill, which this server "
+            "service 'made' version '1', object 'twice': it was made by dill, which this machine "
             "does not have: pip install 'airflow-mlbatch[publish]'"
         )
 
