@@ -1,23 +1,18 @@
 """Has records scored on a Dask cluster.
 
 Law: Dask only carries chunks. Each goes to one worker that is chosen here, and Dask never runs it a
-second time; what becomes of its records when the worker is lost is decided here. A record that was on
-a worker when that was lost is a suspect: it is scored once more, in a chunk of its own, and never
-beside another suspect. A worker may be lost for many reasons, so only one that scored nothing else is
-evidence against a record. Such a worker it gets when a second one was lost with it.
+second time; what becomes of its records when the worker is lost is decided here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import shutil
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,13 +22,13 @@ from airflow_mlbatch import __version__
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.protocol.services import Service
 from airflow_mlbatch.server.blocks import Block
-from airflow_mlbatch.server.chunks import Chunk, Done, Rules, chunk_folder
+from airflow_mlbatch.server.chunks import Chunk, Done, Rules
+from airflow_mlbatch.server.dask_artifacts import Keeper
+from airflow_mlbatch.server.dask_places import ALONE_AFTER, Piece, Place, Places
 from airflow_mlbatch.server.desk import RETRY_SECONDS, Desk
-from airflow_mlbatch.server.folder import is_disk_full
 from airflow_mlbatch.server.jobs import Job, Pace
 from airflow_mlbatch.server.parcels import Parcel, built_in_parcel, program_parcel
 from airflow_mlbatch.server.process_engine import ProcessEngineSettings
-from airflow_mlbatch.server.scoring import told
 from airflow_mlbatch.server.worker import WorkerSettings
 
 __all__ = ["DaskEngine", "DaskSettings"]
@@ -44,7 +39,6 @@ _CONNECT_SECONDS = 10
 _LOOK_SECONDS = 0.5
 _ANSWER_SECONDS = 10
 _STOP_SECONDS = 2
-_UNFIT_SECONDS = 10
 _MOST_RECORDS = 20_000
 _GROWTH = 4
 # A chunk whose records turn out to be slow ends after so many times its seconds.
@@ -53,9 +47,6 @@ _LONGEST = 2
 _WINDOW_BYTES = 1024 * 1024
 _PREFIX = "mlbatch-"
 T = TypeVar("T")
-# A record that so many workers were lost with is scored on one that does nothing else, and fails when
-# that one is lost, too.
-_ALONE_AFTER = 2
 _LOST_ALONE = "three Dask workers were lost while they scored it, the last of them while it scored nothing else"
 
 
@@ -81,72 +72,6 @@ class DaskSettings:
     chunk_seconds: float
     artifact_bytes: int
     shared_folder: Path | None
-
-
-@dataclass(eq=False)
-class _Place:
-    """A Dask worker.
-
-    :param home: the folder of its process: another process at the same address has another one
-    :param lost: done when it has gone
-    :param parcels: ids of those that it has
-    :param unloadable: ids of those that it could not load
-    :param chunks: what it is on
-    :param is_willing: whether Dask would begin something on it
-    :param unfit_until: no chunk before that time of the event loop; ``problem`` says why
-    """
-
-    address: str
-    home: str
-    name: str
-    threads: int
-    lost: asyncio.Future[None]
-    parcels: set[str] = field(default_factory=set)
-    unloadable: set[str] = field(default_factory=set)
-    chunks: list[_Piece] = field(default_factory=list)
-    sending: asyncio.Lock = field(default_factory=asyncio.Lock)
-    seconds_per_record: float = 0.0
-    is_willing: bool = True
-    problem: str = ""
-    unfit_until: float = 0.0
-
-    def is_fit(self, now: float) -> bool:
-        """Whether it can take a chunk, now or when another one has ended."""
-        is_alone = any(piece.losses >= _ALONE_AFTER for piece in self.chunks)
-        is_able = self.is_willing and now >= self.unfit_until
-        return is_able and self.threads > 0 and not is_alone
-
-    @property
-    def is_full(self) -> bool:
-        """Whether each of its threads has a chunk."""
-        return len(self.chunks) >= self.threads
-
-    @property
-    def has_suspect(self) -> bool:
-        """Whether it is on a record that another worker was lost with."""
-        return any(piece.losses for piece in self.chunks)
-
-    def learn(self, parcel_id: str, seconds_per_record: float) -> None:
-        """Note that it can score with a parcel, and how fast."""
-        self.unloadable.discard(parcel_id)
-        self.seconds_per_record, self.problem = seconds_per_record, ""
-
-
-@dataclass(eq=False)
-class _Piece:
-    """A chunk on its way.
-
-    :param losses: how many workers were lost with its record; 0 for records that none was lost with
-    """
-
-    id: str
-    job: Job
-    place: _Place
-    parcel: Parcel
-    records: list[Block]
-    losses: int
-    is_stopping: bool = False
-    task: asyncio.Task[None] | None = None
 
 
 class _LostError(Exception):
@@ -204,7 +129,8 @@ class DaskEngine:
             else None
         )
         self._client: Any = None
-        self._places: dict[str, _Place] = {}
+        self._places = Places(desk, self._begin)
+        self._keeper = Keeper(desk, settings.shared_folder)
         self._life: asyncio.Task[None] | None = None
         self._stops: set[asyncio.Task[None]] = set()
         self._built_in: Parcel
@@ -232,7 +158,7 @@ class DaskEngine:
 
     def end_work_on(self, job: Job) -> None:
         """Have the processes ended that are on a batch, on every machine."""
-        for piece in self._pieces():
+        for piece in self._places.pieces():
             if piece.job is job and not piece.is_stopping:
                 piece.is_stopping = True
                 task = asyncio.create_task(self._stop(piece))
@@ -241,7 +167,7 @@ class DaskEngine:
 
     def health(self) -> dict[str, Any]:
         """The cluster as ``GET /status`` shows it."""
-        places = sorted(self._places.values(), key=lambda place: place.address)
+        places = sorted(self._places, key=lambda place: place.address)
         problem = self._problem
         if not problem and not any(place.threads for place in places):
             problem = "the cluster has no workers: batches wait for one"
@@ -253,7 +179,7 @@ class DaskEngine:
             "details": {
                 "scheduler": self._settings.scheduler,
                 "problem": problem,
-                "workers": [_shown(place) for place in places],
+                "workers": [place.shown() for place in places],
             },
         }
 
@@ -293,11 +219,11 @@ class DaskEngine:
                 if self._problem:
                     log.info("connected to the scheduler %s", self._settings.scheduler)
                     self._problem = ""
-                self._hand_out()
+                self._places.hand_out()
                 await self._something()
         finally:
             self._client = None
-            await self._forget_all()
+            await self._places.forget_all()
             with suppress(OSError, TimeoutError, asyncio.TimeoutError, CancelledError):
                 await _within(_STOP_SECONDS, client.close(timeout=_STOP_SECONDS))
 
@@ -313,104 +239,26 @@ class DaskEngine:
                 await asyncio.wait({waiting}, timeout=left)
             finally:
                 waiting.cancel()
-            self._hand_out()
+            self._places.hand_out()
 
     async def _look(self) -> None:
         """Take note of the workers that there are, and of those that have gone."""
         if self._client is None or self._client.status != "running":
             raise OSError("the connection was lost")
         identity = await _within(_ANSWER_SECONDS, self._client.scheduler.identity())
-        found = {
-            address: worker
-            for address, worker in identity["workers"].items()
-            if worker["status"] in ("running", "paused", "closing_gracefully")
-        }
-        for address, place in list(self._places.items()):
-            if address not in found or found[address]["local_directory"] != place.home:
-                del self._places[address]
-                place.lost.set_result(None)
-                log.warning("the Dask worker %s has gone", address)
-        for address, worker in found.items():
-            if address not in self._places:
-                home, name = worker["local_directory"], str(worker["name"])
-                lost = asyncio.get_running_loop().create_future()
-                self._places[address] = _Place(address, home, name, worker["nthreads"], lost)
-            self._places[address].is_willing = worker["status"] == "running"
-
-    async def _forget_all(self) -> None:
-        """Without the scheduler nothing is known of the workers: what is out comes back."""
-        tasks = [piece.task for piece in self._pieces() if piece.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for place in self._places.values():
-            place.lost.cancel()
-        self._places.clear()
-
-    def _pieces(self) -> Iterator[_Piece]:
-        for place in self._places.values():
-            yield from list(place.chunks)
+        self._places.note(identity["workers"])
 
     # --- chunks ---
 
-    def _hand_out(self) -> None:
-        """Give each free thread of each worker a chunk, as long as there are records."""
-        desk = self._desk
-        fruitless = 0
-        while fruitless <= len(desk.jobs):
-            now = asyncio.get_running_loop().time()
-            fit = [place for place in self._places.values() if place.is_fit(now)]
-            free = [place for place in fit if not place.is_full]
-            job = desk.next_job() if free else None
-            if job is None:
-                return
-            free.sort(key=lambda place: len(place.chunks) / place.threads)
-            reserved = self._reserved(fit)
-            others = [place for place in free if place is not reserved]
-            has_begun = (
-                self._begin_alone(job, reserved)
-                or self._begin_suspect(job, others)
-                or self._begin_next(job, others)
-            )
-            fruitless += not has_begun
-
-    def _reserved(self, fit: list[_Place]) -> _Place | None:
-        """The worker that gets nothing more, because a record waits for one that is empty."""
-        if any(map(_wants_alone, self._desk.jobs)):
-            return min(fit, key=lambda place: len(place.chunks), default=None)
-        return None
-
-    def _begin_alone(self, job: Job, place: _Place | None) -> bool:
-        if place is None or place.chunks or not _wants_alone(job):
-            return False
-        record, losses = job.suspects.popleft()
-        self._begin(job, place, [record], losses)
-        return True
-
-    def _begin_suspect(self, job: Job, free: list[_Place]) -> bool:
-        places = [place for place in free if not place.has_suspect]
-        if not places or not job.suspects or _wants_alone(job):
-            return False
-        record, losses = job.suspects.popleft()
-        self._begin(job, places[0], [record], losses)
-        return True
-
-    def _begin_next(self, job: Job, free: list[_Place]) -> bool:
-        if not free or not job.window:
-            return False
-        threads = sum(place.threads for place in self._places.values())
-        self._begin(job, free[0], job.hand_out_blocks(threads), 0)
-        return True
-
-    def _begin(self, job: Job, place: _Place, records: list[Block], losses: int) -> None:
+    def _begin(self, job: Job, place: Place, records: list[Block], losses: int) -> None:
         parcel = self._built_in if job.program is None else program_parcel(job.program)
-        piece = _Piece(uuid.uuid4().hex, job, place, parcel, records, losses)
+        piece = Piece(uuid.uuid4().hex, job, place, parcel, records, losses)
         job.busy += 1
         job.is_started = True
         place.chunks.append(piece)
         piece.task = asyncio.create_task(self._run(piece))
 
-    async def _run(self, piece: _Piece) -> None:
+    async def _run(self, piece: Piece) -> None:
         """See a chunk through: each of its records gets an outcome or is handed out again."""
         job, place = piece.job, piece.place
         is_lost = False
@@ -425,7 +273,7 @@ class DaskEngine:
                 place.learn(piece.parcel.id, done.seconds / count)
                 job.learn(done.seconds / count)
                 job.failed_loads = 0
-            await self._keep(piece, done)
+            await self._keeper.keep(piece, done)
             if done.problem:
                 await self._after_problem(piece, done)
         except _LostError:
@@ -435,28 +283,28 @@ class DaskEngine:
             log.warning("a chunk comes back: %s", error)
             await asyncio.sleep(RETRY_SECONDS)
         except Exception as error:
-            self._is_unfit(place, error)
+            place.leave_out(error)
         finally:
             self._give_back(piece, is_lost=is_lost)
-            self._forget_files(piece)
+            self._keeper.forget(piece)
             place.chunks.remove(piece)
             job.busy -= 1
             self._desk.wake.set()
 
-    def _give_back(self, piece: _Piece, *, is_lost: bool) -> None:
+    def _give_back(self, piece: Piece, *, is_lost: bool) -> None:
         """Have the records without an outcome tried again, or fail."""
         job = piece.job
         left = [part for block in piece.records for part in job.missing(block)]
         losses = piece.losses + is_lost
         if not losses:
             job.put_back(*left)
-        elif losses <= _ALONE_AFTER:
+        elif losses <= ALONE_AFTER:
             job.put_back_suspects(left, losses)
         else:
             for block in left:
                 self._desk.fail(job, block.first, _LOST_ALONE)
 
-    async def _scored(self, piece: _Piece) -> Done:
+    async def _scored(self, piece: Piece) -> Done:
         """:raises _LostError: the worker has gone"""
         from airflow_mlbatch.server import dask_task
 
@@ -482,7 +330,7 @@ class DaskEngine:
             raise _LostError from None
         return msgspec.msgpack.decode(body, type=Done)
 
-    async def _send(self, place: _Place, parcel: Parcel) -> None:
+    async def _send(self, place: Place, parcel: Parcel) -> None:
         """Bring a parcel to a worker that may not have it."""
         from airflow_mlbatch.server import dask_task
 
@@ -502,7 +350,7 @@ class DaskEngine:
             await self._ask(place, name(), dask_task.finish_parcel, word, manifest)
         place.parcels.add(parcel.id)
 
-    async def _ask(self, place: _Place, name: str, function: Callable[..., Any], *args: Any) -> Any:
+    async def _ask(self, place: Place, name: str, function: Callable[..., Any], *args: Any) -> Any:
         """Run something on a worker.
 
         :param name: what Dask's pages show
@@ -536,79 +384,20 @@ class DaskEngine:
             # Where it has not run yet, or the worker is gone: Dask must not run it later.
             future.release()
 
-    def _is_unfit(self, place: _Place, error: Exception | str) -> None:
-        """Give a worker nothing for a while."""
-        told = str(error)
-        if not isinstance(error, (str, InputError)):
-            told = f"{type(error).__name__}: {told}"
-        problem = " ".join(told.split())
-        if problem != place.problem:
-            log.error("Dask worker %s cannot score: %s", place.address, problem)
-        place.problem = problem
-        # Its files may be what is wrong: it is asked again whether it has them.
-        place.parcels.clear()
-        place.unfit_until = asyncio.get_running_loop().time() + _UNFIT_SECONDS
-
-    async def _after_problem(self, piece: _Piece, done: Done) -> None:
+    async def _after_problem(self, piece: Piece, done: Done) -> None:
         """The worker could not go on with a chunk."""
-        self._is_unfit(piece.place, done.problem)
+        piece.place.leave_out(done.problem)
         if not done.is_unloadable or piece.job.program is None:
             return
         parcel_id = piece.parcel.id
         piece.place.unloadable.add(parcel_id)
         # Each worker had its say, and nothing of the batch can be scored.
-        if all(parcel_id in one.unloadable for one in self._places.values()):
+        if all(parcel_id in one.unloadable for one in self._places):
             await self._desk.after_failed_load(piece.job, done.problem)
-
-    # --- artifacts ---
-
-    async def _keep(self, piece: _Piece, done: Done) -> None:
-        """Have outcomes stored, their artifacts first."""
-        job, again = piece.job, list[int]()
-        failed: dict[int, str] = {}
-        for position, source in self._artifacts(piece, done):
-            target = self._desk.folder.artifacts(job.execution.id) / str(position)
-            staged = self._desk.folder.work / f"artifacts-{uuid.uuid4().hex}"
-            try:
-                await asyncio.to_thread(_place_files, source, staged, target)
-            except OSError as error:
-                log.warning("artifacts cannot be stored: %s", error)
-                if is_disk_full(error):
-                    again.append(position)
-                    self._desk.wait_for_space()
-                else:
-                    failed[position] = f"artifacts cannot be stored: {told(error)}"
-        for block in done.outcomes:
-            for part in block.without([*again, *failed]):
-                self._desk.take(job, part)
-        for position, problem in failed.items():
-            self._desk.fail(job, position, problem)
-
-    def _artifacts(
-        self, piece: _Piece, done: Done
-    ) -> Iterator[tuple[int, Mapping[str, bytes] | Path]]:
-        """Positions that have artifacts: with the files, or the folder where they lie."""
-        yield from done.files.items()
-        folder = self._shared(piece)
-        if folder is None or not folder.is_dir():
-            return
-        for block in done.outcomes:
-            for position in range(block.first, block.end):
-                if (folder / str(position)).is_dir():
-                    yield position, folder / str(position)
-
-    def _shared(self, piece: _Piece) -> Path | None:
-        """Where the artifacts of a chunk are, when there is a shared folder."""
-        shared = self._rules.shared_folder
-        return Path(shared, chunk_folder(piece.id)) if shared else None
-
-    def _forget_files(self, piece: _Piece) -> None:
-        if folder := self._shared(piece):
-            asyncio.get_running_loop().run_in_executor(None, shutil.rmtree, folder, True)
 
     # --- cancellation ---
 
-    async def _stop(self, piece: _Piece) -> None:
+    async def _stop(self, piece: Piece) -> None:
         """End the processes of a chunk; the chunk comes back then, or is given up."""
         from airflow_mlbatch.server import dask_task
 
@@ -627,11 +416,6 @@ class DaskEngine:
             task.cancel()
 
 
-def _wants_alone(job: Job) -> bool:
-    """Whether the record that is tried next may run on no worker that does anything else."""
-    return bool(job.suspects) and job.suspects[0].losses >= _ALONE_AFTER
-
-
 async def _within(seconds: float, work: Awaitable[T]) -> T:
     """Wait for something of Dask's, which may not heed that it is cancelled.
 
@@ -646,34 +430,3 @@ async def _within(seconds: float, work: Awaitable[T]) -> T:
     finally:
         task.cancel()
         task.add_done_callback(lambda one: one.cancelled() or one.exception())
-
-
-def _shown(place: _Place) -> dict[str, Any]:
-    rate = place.threads / place.seconds_per_record if place.seconds_per_record else 0.0
-    return {
-        "address": place.address,
-        "name": place.name,
-        "threads": place.threads,
-        "busy": len(place.chunks),
-        "recordsPerSecond": round(rate, 1),
-        "problem": place.problem,
-    }
-
-
-def _place_files(source: Mapping[str, bytes] | Path, staged: Path, target: Path) -> None:
-    """Make the artifacts of a record appear, all at once."""
-    try:
-        staged.mkdir()
-        if isinstance(source, Path):
-            # Not copytree, whose errors do not tell a full disk.
-            for path in source.iterdir():
-                shutil.copyfile(path, staged / path.name)
-        else:
-            for name, content in source.items():
-                (staged / name).write_bytes(content)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Left from a run whose outcome was not stored before the server stopped.
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(staged, target)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)

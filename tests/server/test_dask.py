@@ -367,17 +367,20 @@ def score_while_workers_come_and_go(place: Place, count: int) -> None:
     place.wait_for_workers(3)
     path = place.api.start("nap", records(count), parallel=100)
 
+    def completed() -> int:
+        return int(place.api.batch(path)["completedItemCount"])
+
     def wait_for(share: float) -> None:
-        wait_until(lambda: place.api.batch(path)["completedItemCount"] >= share * count)
+        """With patience for each step: the whole takes as long as it takes."""
+        while (before := completed()) < share * count:
+            wait_until(lambda: completed() > before)
 
     for part in (0.2, 0.5):
         wait_for(part + 0.2 * chance.random())
         place.cluster.kill_worker(chance.choice(place.cluster.workers))
         if part == 0.2:
             place.cluster.add_worker()
-    # Patience is for each of these steps: the whole takes as long as it takes.
-    for part in (0.8, 0.9):
-        wait_for(part)
+    wait_for(1)
     results = place.api.wait(path)
     assert [one["outputParameters"].get("n") for one in results] == list(range(count))
     for n in range(0, count, 1000):
