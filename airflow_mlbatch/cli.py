@@ -10,19 +10,21 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from airflow_mlbatch import __version__
 from airflow_mlbatch.errors import MLBatchError
-from airflow_mlbatch.prompt.commands import add_commands
-from airflow_mlbatch.prompt.connecting import add_connection
+from airflow_mlbatch.prompt.commands import EXITS, add_commands
+from airflow_mlbatch.prompt.connecting import add_connection, open_hook
 from airflow_mlbatch.prompt.values import above_zero as _above_zero
 from airflow_mlbatch.prompt.values import checked as _checked
 from airflow_mlbatch.prompt.values import natural as _natural
 from airflow_mlbatch.prompt.values import word as _word
 
 if TYPE_CHECKING:
+    from airflow_mlbatch.prompt.screen import Screen
     from airflow_mlbatch.server.dask_engine import DaskSettings
 
 __all__ = ["main"]
@@ -42,7 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_demo(commands)
     _add_ui(commands)
     _add_publish(commands)
-    _add_unpublish(commands)
     add_commands(commands)
     _add_orphans(commands)
     options = parser.parse_args(arguments)
@@ -400,7 +401,7 @@ def _ui(options: argparse.Namespace) -> int:
     return run_ui(options.folder, options.port, slots=2 * _processors())
 
 
-# --- publish and unpublish -----------------------------------------------------------------------
+# --- publish -------------------------------------------------------------------------------------
 
 
 def _add_publish(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -408,62 +409,34 @@ def _add_publish(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "publish",
         help="publish the services of a Python file on a running server",
         description="Publish each function marked with @service. The file travels as source text: "
-        "what it reads from its own folder is not sent along. The password of the user comes from "
-        "MLBATCH_PASSWORD.",
-        formatter_class=_ShowsDefaults,
+        "what it reads from its own folder is not sent along.",
+        epilog=EXITS,
     )
     publish.set_defaults(run=_publish, command="publish")
     publish.add_argument("source", type=_folder, metavar="FILE", help="a Python file with services")
     publish.add_argument(
         "--overwrite", action="store_true", help="replace versions that are there already"
     )
-    _add_server(publish)
-
-
-def _add_unpublish(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    unpublish = commands.add_parser(
-        "unpublish",
-        help="take a version of a service away from a running server",
-        description="Batches that run go on. The password of the user comes from MLBATCH_PASSWORD.",
-        formatter_class=_ShowsDefaults,
-    )
-    unpublish.set_defaults(run=_unpublish, command="unpublish")
-    unpublish.add_argument("name", type=_word, help="of the service")
-    unpublish.add_argument("version", type=_word, help="of the service")
-    _add_server(unpublish)
-
-
-def _add_server(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--url", type=_word, default="http://localhost:12800", help="the address of the server"
-    )
-    command.add_argument("--username", type=_word, default="admin", help="who logs in")
+    add_connection(publish)
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from airflow_mlbatch.remote import publish_file
+    # Not with the other commands: what reads the file belongs to the server, of which they know nothing.
+    from airflow_mlbatch.prompt.screen import carry_out
 
-    for name, version, is_overwritten in publish_file(
-        options.source, options.url, options.username, _password(options), options.overwrite
-    ):
-        print(f"{'overwrote' if is_overwritten else 'published'} {name} {version}", flush=True)
-    return 0
+    def work(screen: Screen) -> int:
+        from airflow_mlbatch.service_files import deployments_of_file
 
+        deployments = list(deployments_of_file(options.source))
+        with closing(open_hook(options)) as hook:
+            for name, version, deployment in deployments:
+                found = hook.publish_deployment(
+                    name, version, deployment, overwrite=options.overwrite
+                )
+                screen.write(f"{found.value} {name} {version}")
+        return 0
 
-def _unpublish(options: argparse.Namespace) -> int:
-    from airflow_mlbatch.remote import unpublish
-
-    named = (options.name, options.version)
-    is_deleted = unpublish(*named, options.url, options.username, _password(options))
-    print(f"{'deleted' if is_deleted else 'gone already:'} {options.name} {options.version}")
-    return 0
-
-
-def _password(options: argparse.Namespace) -> str:
-    password = os.environ.get("MLBATCH_PASSWORD")
-    if not password:
-        _fail(options.command, "MLBATCH_PASSWORD: found nothing, expected the user's password")
-    return password
+    return carry_out(options, work)
 
 
 def _fail(command: str, message: str) -> NoReturn:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from airflow_mlbatch.protocol.publications import Published
+
 if TYPE_CHECKING:
-    from airflow_mlbatch.deployments import Code
+    from airflow_mlbatch.deployments import Code, Deployment
     from airflow_mlbatch.protocol.flows import Flows
     from airflow_mlbatch.protocol.messages import Flow
     from airflow_mlbatch.protocol.services import Service
@@ -61,8 +63,9 @@ class PublishingMethods:
         :param operation_id: what generated clients call the service; a function's name unless given
         :param runtime_type: ``Python`` or ``R``
         :param overwrite: whether a version that is there already is replaced as a whole
-        :return: whether there was one
-        :raises ServiceExistsError: there is one, and it is not to be overwritten
+        :return: whether there was one; without ``overwrite`` it is left as it is
+        :raises ServiceExistsError: there is one with something else, or with objects, which cannot be
+            compared; and it is not to be overwritten
         :raises InputError: an argument cannot be used; nothing was sent
         """
         from airflow_mlbatch.deployments import deployment_of
@@ -79,6 +82,23 @@ class PublishingMethods:
             operation_id=operation_id,
             runtime_type=runtime_type,
         )
+        found = self.publish_deployment(
+            service_name, service_version, deployment, overwrite=overwrite
+        )
+        return found is not Published.NEW
+
+    def publish_deployment(
+        self,
+        service_name: str,
+        service_version: str,
+        deployment: Deployment,
+        *,
+        overwrite: bool = False,
+    ) -> Published:
+        """:meth:`publish_service` with what :func:`airflow_mlbatch.deployments.deployment_of` has read.
+
+        :return: what became of it
+        """
         self._services.pop((service_name, service_version), None)
         return self.run(
             self.flows.publish_service(

@@ -26,9 +26,10 @@ STORE_KEY = "mlbatch_publication"
 class PublishServiceOperator(BaseOperator):
     """Publishes code and models as a version of a service; returns the version.
 
-    A version that is there already is never overwritten, unless ``overwrite`` says so. With Airflow
-    3.3 a retry, or a cleared task, recognises the version that an earlier attempt of this task has
-    published, and succeeds if what it would publish is the same.
+    A version that is there already is never overwritten, unless ``overwrite`` says so. Where it is
+    exactly what the task would publish, the task succeeds. A server tells of code and description, but
+    not of models: with these, only a retry or a cleared task recognises what an earlier attempt has
+    published, by a note in Airflow's task state store (3.3).
 
     :param service_name: what consumers ask for
     :param service_version: what this form of it is called, for example ``{{ ts_nodash }}``
@@ -106,14 +107,11 @@ class PublishServiceOperator(BaseOperator):
             if store is not None:
                 store.set(STORE_KEY, note)
             try:
-                is_overwritten = hook.run(
-                    hook.flows.publish_service(
-                        self.service_name,
-                        self.service_version,
-                        deployment.publication,
-                        deployment.objects or {},
-                        self.overwrite,
-                    )
+                found = hook.publish_deployment(
+                    self.service_name,
+                    self.service_version,
+                    deployment,
+                    overwrite=self.overwrite,
                 )
             except ServiceExistsError:
                 if not is_noted:
@@ -123,7 +121,7 @@ class PublishServiceOperator(BaseOperator):
                     raise
                 self.log.info("%s was published by an earlier attempt of this task", named)
                 return self.service_version
-        self.log.info("%s %s", "overwrote" if is_overwritten else "published", named)
+        self.log.info("%s %s", found.value, named)
         return self.service_version
 
     def _deployment(self) -> Deployment:

@@ -16,6 +16,7 @@ from airflow_mlbatch.errors import (
     MLBatchError,
     NotFoundError,
     RecordsFailedError,
+    ServiceExistsError,
 )
 
 __all__ = ["Exit", "exit_of"]
@@ -37,6 +38,8 @@ class Exit(IntEnum):
 
 _EXITS: tuple[tuple[type[MLBatchError], Exit], ...] = (
     (InputError, Exit.USAGE),
+    # What was asked for cannot be without --overwrite.
+    (ServiceExistsError, Exit.USAGE),
     (BatchFailedError, Exit.BATCH_FAILED),
     (RecordsFailedError, Exit.BATCH_FAILED),
     (NotFoundError, Exit.NOT_FOUND),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from airflow_mlbatch.prompt.screen import Screen
     from airflow_mlbatch.protocol.services import Parameter, Service
 
-__all__ = ["show_services", "test_connection"]
+__all__ = ["show_services", "test_connection", "unpublish"]
 
 
 def show_services(options: argparse.Namespace, screen: Screen) -> int:
@@ -61,6 +61,14 @@ def _as_row(service: Service) -> dict[str, Any]:
 
 def _told(parameters: Sequence[Parameter]) -> str:
     return ", ".join(f"{each.name} {each.type}" for each in parameters)
+
+
+def unpublish(options: argparse.Namespace, screen: Screen) -> int:
+    """Take a version of a service away."""
+    with closing(open_hook(options)) as hook:
+        is_deleted = hook.delete_service(options.name, options.version)
+    screen.write(f"{'deleted' if is_deleted else 'gone already:'} {options.name} {options.version}")
+    return Exit.DONE
 
 
 def _as_json(service: Service) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from airflow_mlbatch.protocol.documents import NOT_JSON, decoded, document, lowe
 __all__ = [
     "RUNTIMES",
     "Publication",
+    "Published",
     "read_id",
     "read_publication",
     "read_session_request",
@@ -52,6 +54,15 @@ class Publication:
     outputs: tuple[tuple[str, str], ...] | None = None
     artifacts: tuple[str, ...] | None = None
     runtime_type: str | None = None
+
+
+class Published(Enum):
+    """What became of a publication."""
+
+    NEW = "published"
+    OVERWRITTEN = "overwrote"
+    # The server had exactly this already, so nothing was sent.
+    FOUND = "found already"
 
 
 _TEXTS = {

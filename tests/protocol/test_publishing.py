@@ -8,7 +8,7 @@ import pytest
 
 from airflow_mlbatch.errors import ConnectionLostError, ServiceExistsError
 from airflow_mlbatch.protocol.messages import Lost, Reply
-from airflow_mlbatch.protocol.publications import Publication
+from airflow_mlbatch.protocol.publications import Publication, Published
 from tests.protocol.test_conversations import World, always, reply, tokens
 
 CUT = Lost("connection reset")
@@ -32,7 +32,7 @@ def there(snapshot: str) -> Reply:
     return reply([{"name": "n", "version": "1", "snapshotId": snapshot, "code": "y = x"}])
 
 
-def publish(*answers: Reply | Lost) -> tuple[World, bool | Exception]:
+def publish(*answers: Reply | Lost) -> tuple[World, Published | Exception]:
     """Publish with an object; the answers are those from the publication itself on."""
     world = World([tokens(1), NOT_THERE, SESSION, DONE, SNAPSHOT, *answers])
     flow = always().publish_service("n", "1", PUBLICATION, {"m": b"model"})
@@ -43,8 +43,8 @@ def publish(*answers: Reply | Lost) -> tuple[World, bool | Exception]:
 
 
 def test_the_requests_of_a_deployment() -> None:
-    world, is_overwritten = publish(reply("1", 201), DONE, DONE)
-    assert is_overwritten is False
+    world, outcome = publish(reply("1", 201), DONE, DONE)
+    assert outcome is Published.NEW
     assert world.lines == [*OPENED, *CLOSED]
     stored, sent = world.sent[3], json.loads(world.sent[5].body or b"")
     assert (stored.body, stored.headers["content-type"]) == (b"model", "application/octet-stream")
@@ -52,8 +52,8 @@ def test_the_requests_of_a_deployment() -> None:
 
 
 def test_a_reply_that_is_lost_after_the_service_was_published() -> None:
-    world, is_overwritten = publish(CUT, NOT_THERE, there("p"), DONE, DONE)
-    assert is_overwritten is False
+    world, outcome = publish(CUT, NOT_THERE, there("p"), DONE, DONE)
+    assert outcome is Published.NEW
     # It is looked for, not sent again.
     assert world.lines == [*OPENED, *["GET /services/n/1"] * 2, *CLOSED]
 
@@ -79,6 +79,6 @@ def test_a_version_that_appears_meanwhile() -> None:
 
 def test_what_cannot_be_cleared_away_does_not_fail_the_publication() -> None:
     refused = reply({"message": "no"}, 403)
-    world, is_overwritten = publish(reply("1", 201), refused, refused)
-    assert is_overwritten is False
+    world, outcome = publish(reply("1", 201), refused, refused)
+    assert outcome is Published.NEW
     assert len([report for report in world.reports if report.problem]) == 2

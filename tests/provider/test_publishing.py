@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -193,9 +194,68 @@ def test_models_from_files_anywhere(hook: MLBatchHook, context: Any, tmp_path: P
         publishing("unstored", models={"n": f"file://{tmp_path}/none.pkl"}).execute(context)
 
 
-def test_without_a_state_store(hook: MLBatchHook, context: Any) -> None:
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"code": "y = x + 1"},
+        {"init_code": "n = 1"},
+        {"description": "another"},
+        {"operation_id": "another"},
+        {"inputs": {"x": int}},
+        {"inputs": {"z": float, "x": float}},
+        {"outputs": {"y": float, "z": float}},
+        {"artifacts": ["y.txt"]},
+        {"models": {"n": 1}},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_without_a_state_store(hook: MLBatchHook, context: Any, other: dict[str, Any]) -> None:
+    """The very same version is no conflict, and any other one is."""
     del context["task_state_store"]
-    assert publishing("stateless", models={"n": 1}).execute(context) == "1"
+    name = f"stateless {other}"
+    same = {"code": "y = x", "description": "what it is for", "operation_id": "same"}
+    for _ in range(2):
+        assert publishing(name, **same).execute(context) == "1"
+        created = hook.get_service(name, "1").created_at
+    assert MLBatchHook().get_service(name, "1").created_at == created
+    assert hook.publish_service(name, "1", **{**NUMBER, **same}) is True
+    with pytest.raises(AirflowFailException, match="is published already"):
+        publishing(name, **{**same, **other}).execute(context)
+
+
+def test_nobody_knows_what_the_models_of_a_version_are(hook: MLBatchHook, context: Any) -> None:
+    del context["task_state_store"]
+    assert publishing("modelled", models={"n": 1}).execute(context) == "1"
+    for models in ({"n": 1}, None):
+        with pytest.raises(AirflowFailException, match="same code, but its objects cannot be comp"):
+            publishing("modelled", models=models).execute(context)
+
+
+def test_the_command_line_knows_the_server_as_other_commands_do(
+    hook: MLBatchHook, open_server: RunningServer, tmp_path: Path
+) -> None:
+    """By the Airflow connection, which is the default; `--url` is in the other tests."""
+    source = tmp_path / "my_services.py"
+    source.write_text(
+        SOURCE.replace('"powers"', '"powers by name"').replace('"signs"', '"signs by name"')
+    )
+    environment = {name: text for name, text in os.environ.items() if name != "MLBATCH_URL"}
+    for arguments in (
+        ("publish", str(source)),
+        ("unpublish", "powers by name", "1", "--conn-id", "mlbatch_default"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "airflow_mlbatch.cli", *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+    with pytest.raises(ServiceNotFoundError):
+        hook.get_service("powers by name", "1")
+    assert hook.get_service("signs by name", "1").version == "1"
 
 
 def test_deleting_is_repeatable(hook: MLBatchHook, context: Any) -> None:
@@ -236,11 +296,11 @@ def signs(x: float) -> dict[str, float]:
 def mlbatch(
     *arguments: str, server: RunningServer, password: str = PASSWORD
 ) -> subprocess.CompletedProcess[str]:
-    import os
-
     return subprocess.run(
         [sys.executable, "-m", "airflow_mlbatch.cli", *arguments, "--url", server.url],
-        env={**os.environ, "MLBATCH_PASSWORD": password},
+        # What Airflow says about a configuration for tests is no message of the command.
+        env={**os.environ, "MLBATCH_PASSWORD": password, "AIRFLOW__CORE__UNIT_TEST_MODE": "False"},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=120,
@@ -251,17 +311,19 @@ def test_publishing_a_file(hook: MLBatchHook, open_server: RunningServer, tmp_pa
     source = tmp_path / "my_services.py"
     source.write_text(SOURCE)
     done = mlbatch("publish", str(source), server=open_server)
-    assert (done.returncode, done.stdout, done.stderr) == (
-        0,
-        "published powers 1\npublished signs 1\n",
-        "",
-    )
+    assert (done.returncode, done.stdout) == (0, "published powers 1\npublished signs 1\n")
     assert published(hook, "powers", x=3) == {"y": 8.0}
     assert published(hook, "signs", x=3) == {"up": 3.0, "down": -3.0}
     assert hook.get_service("powers", "1").description == "A power of two."
     again = mlbatch("publish", str(source), server=open_server)
+    assert (again.returncode, again.stdout) == (
+        0,
+        "found already powers 1\nfound already signs 1\n",
+    )
+    source.write_text(SOURCE.replace("BASE = 2", "BASE = 4"))
+    again = mlbatch("publish", str(source), server=open_server)
     assert again.returncode == 2
-    assert "'powers' version '1' is published already" in again.stderr
+    assert "'powers' version '1' is published already: publish another" in again.stderr
     source.write_text(SOURCE.replace("BASE = 2", "BASE = 3"))
     assert mlbatch("publish", str(source), "--overwrite", server=open_server).stdout == (
         "overwrote powers 1\noverwrote signs 1\n"
@@ -274,12 +336,12 @@ def test_publishing_a_file(hook: MLBatchHook, open_server: RunningServer, tmp_pa
 
 
 def test_what_the_command_line_refuses(open_server: RunningServer, tmp_path: Path) -> None:
-    for arguments, password, words in (
-        (("unpublish", "a", "1"), "", "MLBATCH_PASSWORD: found nothing"),
-        (("unpublish", "a", "1"), "wrong", "Invalid username or password"),
-        (("publish", str(tmp_path / "none.py")), PASSWORD, "there is no such file"),
+    for arguments, password, code, words in (
+        (("unpublish", "a", "1"), "", 2, "MLBATCH_PASSWORD: found nothing"),
+        (("unpublish", "a", "1"), "wrong", 5, "Invalid username or password"),
+        (("publish", str(tmp_path / "none.py")), PASSWORD, 2, "there is no such file"),
     ):
         done = mlbatch(*arguments, server=open_server, password=password)
-        assert done.returncode == 2
-        assert words in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+        assert done.returncode == code, done.stderr
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("mlbatch ")]
+        assert words in line

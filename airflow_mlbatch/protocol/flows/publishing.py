@@ -23,6 +23,7 @@ from airflow_mlbatch.protocol.messages import Flow, Now, Report, Wait
 from airflow_mlbatch.protocol.publications import (
     DEFAULT_RUNTIME,
     Publication,
+    Published,
     read_id,
     write_publication,
 )
@@ -50,17 +51,24 @@ class PublishingFlows(ServiceFlows):
         publication: Publication,
         objects: Mapping[str, bytes],
         overwrite: bool = False,
-    ) -> Flow[bool]:
+    ) -> Flow[Published]:
         """Publish a version.
+
+        To publish what is there already changes nothing. A service's description does not tell its
+        objects, so that is only known of one without any.
 
         :param objects: what the code finds as globals, each serialized
         :param overwrite: whether a version that is there is replaced, with all that belongs to it
-        :return: whether there was one, which was overwritten
-        :raises ServiceExistsError: the version is there, and is not to be overwritten
+        :return: what became of it
+        :raises ServiceExistsError: the version is there with something else, and is not to be overwritten
         """
-        exists = yield from self._is_published(service_name, service_version)
-        if exists and not overwrite:
-            raise _exists(service_name, service_version)
+        there = yield from self._published(service_name, service_version)
+        exists = there is not None
+        if there is not None and not overwrite:
+            is_same = _is_told_of(there, publication)
+            if is_same and not objects and not there.snapshot_id:
+                return Published.FOUND
+            raise _exists(service_name, service_version, is_same=is_same)
         route = routes.UPDATE_VERSION if exists else routes.PUBLISH_VERSION
         if exists:
             publication = _complete(publication)
@@ -71,7 +79,7 @@ class PublishingFlows(ServiceFlows):
             publication,
             objects if objects or exists else None,
         )
-        return exists
+        return Published.OVERWRITTEN if exists else Published.NEW
 
     @discreet
     def update_service(
@@ -116,12 +124,11 @@ class PublishingFlows(ServiceFlows):
             raise ServiceNotFoundError(f"service {service_name!r}: no version is published", 404)
         return newest(found)
 
-    def _is_published(self, service_name: str, service_version: str) -> Flow[bool]:
+    def _published(self, service_name: str, service_version: str) -> Flow[Service | None]:
         try:
-            yield from self.get_service(service_name, service_version)
+            return (yield from self.get_service(service_name, service_version))
         except ServiceNotFoundError:
-            return False
-        return True
+            return None
 
     def _send(
         self,
@@ -239,9 +246,25 @@ def _is_of(service: Service, publication: Publication) -> bool:
     return service.code == publication.code
 
 
-def _exists(service_name: str, service_version: str) -> ServiceExistsError:
+def _is_told_of(service: Service, publication: Publication) -> bool:
+    """Whether a service is what would be published, as far as its whole description says."""
+    wanted = _complete(publication)
+    return (
+        (service.code, service.init_code) == (wanted.code or "", wanted.init_code)
+        and (service.description, service.operation_id) == (wanted.description, wanted.operation_id)
+        and tuple((one.name, one.type) for one in service.inputs) == wanted.inputs
+        and tuple((one.name, one.type) for one in service.outputs) == wanted.outputs
+        and service.artifacts == wanted.artifacts
+        and service.runtime_type.casefold() == (wanted.runtime_type or DEFAULT_RUNTIME).casefold()
+    )
+
+
+def _exists(
+    service_name: str, service_version: str, *, is_same: bool = False
+) -> ServiceExistsError:
+    told = " with the same code, but its objects cannot be compared" if is_same else ""
     return ServiceExistsError(
-        f"service {service_name!r} version {service_version!r} is published already: publish "
+        f"service {service_name!r} version {service_version!r} is published already{told}: publish "
         "another version, or say that it is to be overwritten",
         _CONFLICT,
     )
