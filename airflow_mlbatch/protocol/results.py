@@ -19,7 +19,7 @@ import msgspec
 from airflow_mlbatch.errors import ContractError
 from airflow_mlbatch.protocol.documents import document, lower_keys
 from airflow_mlbatch.protocol.messages import KIB
-from airflow_mlbatch.protocol.scan import BatchScanner
+from airflow_mlbatch.protocol.scan import BLOCK, BatchScanner
 from airflow_mlbatch.protocol.services import Parameter
 from airflow_mlbatch.protocol.states import BatchState
 from airflow_mlbatch.protocol.types import TYPES, from_wire, json_decoder
@@ -243,14 +243,19 @@ class ResultsSink:
 
     :param outputs: the declared outputs; ``None`` takes every value as it came
     :param take: called with each block
+    :param block: bytes of results that are decoded at once, at least
     """
 
     def __init__(
-        self, outputs: Sequence[Parameter] | None, take: Callable[[RecordBlock], None]
+        self,
+        outputs: Sequence[Parameter] | None,
+        take: Callable[[RecordBlock], None],
+        *,
+        block: int = BLOCK,
     ) -> None:
         self._decoder = _BlockDecoder(outputs)
         self._take = take
-        self._scanner = BatchScanner(take_items=self._take_items)
+        self._scanner = BatchScanner(take_items=self._take_items, block=block)
         self.count = 0
 
     def feed(self, data: bytes) -> bool:

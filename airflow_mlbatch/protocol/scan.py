@@ -16,10 +16,10 @@ from airflow_mlbatch.errors import ContractError
 from airflow_mlbatch.protocol.documents import BYTE_ORDER_MARK, NOT_JSON, shown
 from airflow_mlbatch.protocol.messages import KIB, MIB
 
-__all__ = ["BatchScanner"]
+__all__ = ["BLOCK", "BatchScanner"]
 
 _ITEMS_KEY = "batchExecutionResults"
-_BLOCK = 1 * MIB
+BLOCK = 1 * MIB
 # A key or a scalar of the document's head that is longer than this is no batch document.
 _MAX_TOKEN = 64 * KIB
 # More than a head can sensibly have, so that an endless one does not fill the memory.
@@ -49,11 +49,18 @@ class BatchScanner:
     :param take_items: called with the text of a JSON list of whole records; it raises one of
         ``NOT_JSON`` when the text was cut wrongly. ``None`` skips the records.
     :param block: bytes of records that are gathered before they are handed on
+    :param max_record: most bytes of one record
     """
 
-    def __init__(self, take_items: Callable[[bytes], None] | None, *, block: int = _BLOCK) -> None:
+    def __init__(
+        self,
+        take_items: Callable[[bytes], None] | None,
+        *,
+        block: int = BLOCK,
+        max_record: int = _MAX_RECORD,
+    ) -> None:
         self.fields: dict[str, Any] = {}
-        self._take_items = take_items
+        self._take_items, self._max_record = take_items, max_record
         self._buffer = bytearray()
         self._step: Callable[[bool], bool] = self._open
         self._key = ""
@@ -189,8 +196,8 @@ class BatchScanner:
         if self._cut_near_the_end() or self._cut_exactly():
             self._threshold = self._block
             return True
-        if len(self._buffer) > _MAX_RECORD:
-            raise self._bad(f"a record of more than {_MAX_RECORD:,} bytes")
+        if len(self._buffer) > self._max_record:
+            raise self._bad(f"a record of more than {self._max_record:,} bytes")
         # One record larger than a block: look again when there is twice as much.
         self._threshold = 2 * len(self._buffer)
         return False

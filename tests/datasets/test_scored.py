@@ -177,12 +177,13 @@ def test_types_are_learned_from_the_first_that_show_them(tmp_path: Path) -> None
     assert [row["mlbatch_index"] for row in read(tmp_path / "o.parquet")] == list(range(51))
 
 
-def test_no_more_is_held_back_than_agreed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scored, "HELD_RECORDS", 10)
-    table = scored.ScoredRows([VECTOR], format="parquet")
-    assert [len(table.add(block(n, {"v": [[]]}))) for n in range(12)] == [0] * 9 + [10, 1, 1]
-    with pytest.raises(DatasetError, match="record 12, output 'v': found a text"):
-        table.add(block(12, {"v": [["a"]]}))
+def test_no_more_is_held_back_than_agreed() -> None:
+    table, most = scored.ScoredRows([VECTOR], format="parquet"), scored.HELD_RECORDS
+    assert len(table.add(block(0, {"v": [[]] * (most - 2)}))) == 0
+    later = [block(most - 2 + n, {"v": [[]]}) for n in range(4)]
+    assert [len(table.add(each)) for each in later] == [0, 3, 1, 1]
+    with pytest.raises(DatasetError, match=f"record {most + 2}, output 'v': found a text"):
+        table.add(block(most + 2, {"v": [["a"]]}))
 
 
 def test_outputs_that_never_showed_their_type_say_so(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from airflow.providers.common.compat.sdk import Connection
+from airflow.providers.common.compat.sdk import BaseHook, Connection
 
 from airflow_mlbatch.errors import (
     ArtifactNotFoundError,
@@ -26,7 +26,6 @@ from airflow_mlbatch.errors import (
     ServiceNotFoundError,
 )
 from airflow_mlbatch.hooks import MLBatchHook
-from airflow_mlbatch.hooks import mlbatch as hook_module
 from airflow_mlbatch.hooks.settings import read_settings
 from airflow_mlbatch.protocol.states import BatchState
 from tests.faults.server import FaultServer, Play, as_json
@@ -332,11 +331,14 @@ def test_an_extra_field_that_is_no_object() -> None:
 def test_threads_that_share_a_new_hook_share_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the threads of a download do, which may be the first to use it."""
 
-    def slowly(*given: Any) -> Any:
-        time.sleep(0.05)
-        return read_settings(*given)
+    look_up = BaseHook.get_connection
 
-    monkeypatch.setattr(hook_module, "read_settings", slowly)
+    def slowly(conn_id: str) -> Any:
+        """A secrets backend takes its time."""
+        time.sleep(0.05)
+        return look_up(conn_id)
+
+    monkeypatch.setattr(BaseHook, "get_connection", slowly)
     tokens = as_json({"access_token": "token-one", "expires_in": 3600})
     with FaultServer(Play({"POST": [tokens], "GET": [as_json(["a.png"])]})) as server:
         whole = {"conn_type": "mlbatch", "host": server.url, "login": "ada", "password": "s3cret"}

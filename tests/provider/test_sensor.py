@@ -43,6 +43,7 @@ from airflow_mlbatch.triggers import BatchStateTrigger
 from tests.provider.conftest import SERVICES, connection_to
 from tests.server.api import Api
 from tests.server_process import RunningServer, running_server
+from tests.system.scoring_proxy import scoring_proxy
 
 MODES = ["poke", "reschedule", "deferrable"]
 
@@ -121,6 +122,7 @@ def test_waits_for_the_end_and_logs_the_way_there(
     context: Any,
     mode: str,
     markers: Path,
+    server: RunningServer,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -128,16 +130,19 @@ def test_waits_for_the_end_and_logs_the_way_there(
     execution_id = hook.start_batch("gated", "1", records, parallel_count=1)
     while hook.get_batch_status("gated", "1", execution_id).completed_item_count < 3:
         time.sleep(0.02)
-    poll = MLBatchHook.get_batch_status
+    with scoring_proxy(server.url) as proxy:
+        connection = connection_to(server).replace(server.url.rpartition(":")[2], str(proxy.port))
+        monkeypatch.setenv("AIRFLOW_CONN_MLBATCH_DEFAULT", connection)
+        # The first poll of the sensor sees the batch half done, whatever else this machine does.
+        first = proxy.hold("GET", f"/batch/{execution_id}", "reply")
 
-    def poll_and_open(*named: Any) -> Any:
-        status = poll(*named)
-        (markers / f"sensor {mode}").touch()
-        return status
+        def open_gate() -> None:
+            first.wait(60)
+            (markers / f"sensor {mode}").touch()
+            first.forward()
 
-    # The first poll of the sensor sees the batch half done, whatever else this machine does.
-    monkeypatch.setattr(MLBatchHook, "get_batch_status", poll_and_open)
-    summary = run_to_its_end(lambda: sensor_for(execution_id, mode, "gated"), context)
+        threading.Thread(target=open_gate, daemon=True).start()
+        summary = run_to_its_end(lambda: sensor_for(execution_id, mode, "gated"), context)
     assert summary == {
         "execution_id": execution_id,
         "state": "complete",

@@ -12,6 +12,7 @@ from airflow_mlbatch.protocol.results import (
     StatusSink,
     batch_document,
 )
+from airflow_mlbatch.protocol.scan import BLOCK
 from airflow_mlbatch.protocol.services import Parameter
 from airflow_mlbatch.protocol.states import BatchState
 
@@ -25,15 +26,18 @@ def read_status(body: bytes, *, is_whole: bool = True) -> BatchStatus:
 
 
 def read_document(
-    pieces: Iterable[bytes], outputs: Sequence[Parameter] | None
+    pieces: Iterable[bytes], outputs: Sequence[Parameter] | None, block: int = BLOCK
 ) -> tuple[BatchStatus, list[RecordResult]]:
-    """Status and records of a document that arrives in pieces."""
+    """Status and records of a document that arrives in pieces.
+
+    :param block: bytes of results that are decoded at once
+    """
     records: list[RecordResult] = []
 
     def take(block: RecordBlock) -> None:
         records.extend(block)
 
-    sink = ResultsSink(outputs, take)
+    sink = ResultsSink(outputs, take, block=block)
     for piece in pieces:
         sink.feed(piece)
     sink.close()

@@ -71,13 +71,8 @@ SHAPES = {
 DOCUMENTS = {name: text.encode() for name, text in SHAPES.items()}
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "_BLOCK", 256)
-
-
-def check(pieces: Iterator[bytes] | list[bytes]) -> None:
-    status, records = read_document(pieces, ANSWER)
+def check(pieces: Iterator[bytes] | list[bytes], block: int = 256) -> None:
+    status, records = read_document(pieces, ANSWER, block)
     assert status == BatchStatus(BatchState.COMPLETE, len(NOTES), len(NOTES))
     assert [(found.index, found.outputs["answer"]) for found in records] == [
         (place, float(place)) for place in range(len(NOTES))
@@ -108,29 +103,24 @@ def test_pieces_of_random_sizes(name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("block", [1, 5, 64, 100_000])
-def test_any_size_of_block(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "_BLOCK", block)
+def test_any_size_of_block(block: int) -> None:
     for document in DOCUMENTS.values():
-        check(in_pieces(document, iter(lambda: 97, 0)))
+        check(in_pieces(document, iter(lambda: 97, 0)), block)
 
 
 def test_records_larger_than_a_block() -> None:
     records = [record(place, '},{"' * 1000) for place in range(3)]
     document = json.dumps(batch(records)).encode()
-    found = read_document(in_pieces(document, iter(lambda: 50, 0)), ANSWER)[1]
+    found = read_document(in_pieces(document, iter(lambda: 50, 0)), ANSWER, 256)[1]
     assert [len(item.outputs["note"]) for item in found] == [4000] * 3
 
 
-def test_a_record_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "_MAX_RECORD", 10_000)
-
-    def endless() -> Iterator[bytes]:
-        yield b'{"batchExecutionResults":[{"consoleOutput":"'
-        for _ in range(10**6):
-            yield b"x" * 1000
-
+def test_a_record_that_never_ends() -> None:
+    scanner = scan.BatchScanner(lambda items: None, block=256, max_record=10_000)
+    scanner.feed(b'{"batchExecutionResults":[{"consoleOutput":"')
     with pytest.raises(ContractError, match="a record of more than 10,000 bytes"):
-        read_document(endless(), ANSWER)
+        for _ in range(10**6):
+            scanner.feed(b"x" * 1000)
 
 
 def test_fields_that_never_end() -> None:
@@ -252,10 +242,7 @@ def test_any_records_in_any_pieces(
 ) -> None:
     document = json.dumps(batch(records, state_first), ensure_ascii=False).encode()
     turns = iter(sizes * (len(document) // len(sizes) + 1))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan, "_BLOCK", block)
-        status, found = read_document(in_pieces(document, turns), None)
-
+    status, found = read_document(in_pieces(document, turns), None, block)
     assert status.total_item_count == len(found) == len(records)
     assert [item.outputs for item in found] == [
         item.get("outputParameters", {}) for item in records
