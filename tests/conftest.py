@@ -7,7 +7,9 @@ of the protocol or the server should not pay for it.
 from __future__ import annotations
 
 import atexit
+import base64
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -30,6 +32,8 @@ os.environ.update(
     # `dag.test()` runs only Dags that Airflow finds in this folder: here, the examples.
     AIRFLOW__CORE__DAGS_FOLDER=str(Path(__file__).resolve().parent.parent / "dags_examples"),
     AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS="False",
+    # Under test each process of Airflow would make a key of its own, and not read what another wrote.
+    AIRFLOW__CORE__FERNET_KEY=base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
     # The tests' servers listen on this machine: no proxy of the environment comes between.
     NO_PROXY="127.0.0.1,localhost",
     no_proxy="127.0.0.1,localhost",

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_mlbatch.errors import MLBatchError
+from airflow_mlbatch.triggers.lazily import loaded
 
 if TYPE_CHECKING:
     from airflow_mlbatch.hooks.async_session import AsyncSession
@@ -93,7 +93,7 @@ class BatchStateTrigger(BaseTrigger):
         Whatever goes wrong becomes an event, too. An exception would make the task retry, and the
         batch run twice.
         """
-        event_of = await _loaded("outcomes", "event_of")
+        event_of = await loaded("outcomes", "event_of")
         outcome: BatchStatus | MLBatchError
         try:
             session = await self._acquired()
@@ -165,7 +165,7 @@ class BatchStateTrigger(BaseTrigger):
 
     async def _acquired(self) -> AsyncSession:
         if self._session is None:
-            acquire_session = await _loaded("async_session", "acquire_session")
+            acquire_session = await loaded("async_session", "acquire_session")
             self._session = await acquire_session(self.mlbatch_conn_id, self.timing)
         return self._session
 
@@ -174,7 +174,7 @@ class BatchStateTrigger(BaseTrigger):
         task = self.task_instance
         if task is None:
             return None
-        fate_from_states = await _loaded("task_fate", "fate_from_states")
+        fate_from_states = await loaded("task_fate", "fate_from_states")
         try:
             states = await asyncio.wait_for(_states_of(task), _QUESTION_SECONDS)
         except Exception:
@@ -199,16 +199,6 @@ class BatchStateTrigger(BaseTrigger):
             self.log.warning("poll of execution %s: %s", self.execution_id, report.warning)
         else:
             self.log.info("execution %s: %s", self.execution_id, report.progress)
-
-
-async def _loaded(module: str, name: str) -> Any:
-    """A function of the hooks.
-
-    The triggerer imports this module on its event loop; the rest of what a trigger needs is imported
-    in a thread, because all of it together would hold the loop for a tenth of a second.
-    """
-    path = f"airflow_mlbatch.hooks.{module}"
-    return getattr(await asyncio.to_thread(importlib.import_module, path), name)
 
 
 async def _states_of(task: Any) -> dict[str, dict[str, Any]]:

@@ -312,6 +312,14 @@ def test_deadline_alert(ran: Ran, mail: MailServer, monkeypatch: pytest.MonkeyPa
     assert "They were due at 2026-12-01T12:00:00" in text
 
 
+def test_pick_up_batches(ran: Ran) -> None:
+    (table,) = (ran.data / "scored" / "picked_up").glob("*.csv")
+    first, second = read_csv(table)
+    # The example of the vendor's guide, in a batch that no task has started.
+    assert float(first["answer"]) == pytest.approx(0.6418125, abs=5e-8)
+    assert second["mlbatch_success"] == "true"
+
+
 def test_every_example_was_looked_at() -> None:
     looked_at = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     by_outcome = {"ways_to_wait"}  # there is nothing to see but that it succeeds

@@ -11,6 +11,7 @@ services     conversations about services and about the server
 publishing   conversations that bring services in and take them away
 batches      conversations about batches and what they leave
 failures     conversations about records that failed, and an end when they are too many
+endings      conversations about executions that have ended, whoever started them
 session      what all conversations share: a request with a token, errors without secrets
 tokens       the token of a session: when it is renewed, and by whom
 logins       the ways to get a token, one class each
@@ -25,6 +26,7 @@ policy       how patient all of this is
 from __future__ import annotations
 
 from airflow_mlbatch.protocol.flows.batches import PARALLEL_COUNT
+from airflow_mlbatch.protocol.flows.endings import EndingFlows
 from airflow_mlbatch.protocol.flows.failures import FailureFlows
 from airflow_mlbatch.protocol.flows.logins import EntraLogin, Login, PasswordLogin, ReadyToken
 from airflow_mlbatch.protocol.flows.policy import Policy
@@ -41,7 +43,7 @@ __all__ = [
 ]
 
 
-class Flows(PublishingFlows, FailureFlows):
+class Flows(PublishingFlows, FailureFlows, EndingFlows):
     """The conversations of one session: one server, one user, one pair of tokens.
 
     :param login: how to get a token
