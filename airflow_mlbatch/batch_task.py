@@ -1,8 +1,9 @@
 """What the tasks about one batch have in common: a hook, a link, and an end that comes too soon.
 
 Law: :meth:`BatchTask._cancel_once` is the only place in a worker that sends the DELETE of an unwanted
-batch, and it sends it once. What was not answered is not taken for done. A task that was told to stop starts nothing and writes nothing. What decides
-about the batch is the task's fate (see :mod:`airflow_mlbatch.hooks.task_fate`), never the signal alone.
+batch, and it sends it once. A DELETE without an answer does not count as done. A task that was told to stop
+starts nothing and writes nothing. What becomes of the batch depends on the task's fate (see
+:mod:`airflow_mlbatch.hooks.task_fate`), never on the signal alone.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(options)
     except MLBatchError as error:
         # An exception of a services module may have several lines.
-        told = " ".join(str(error).splitlines())
-        print(f"mlbatch {options.command}: {told}", file=sys.stderr)
+        message = " ".join(str(error).splitlines())
+        print(f"mlbatch {options.command}: {message}", file=sys.stderr)
         return 2
 
 

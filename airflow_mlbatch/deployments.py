@@ -170,9 +170,9 @@ def _by_dill(where: str, value: Any, problem: Exception | None) -> bytes:
     try:
         import dill
     except ImportError:
-        told = str(problem or "it is defined in the script that runs, and in no module")
+        reason = str(problem or "it is defined in the script that runs, and in no module")
         raise InputError(
-            f"{where}: pickle cannot write it down ({told}); dill may: "
+            f"{where}: pickle cannot write it down ({reason}); dill may: "
             "pip install 'airflow-mlbatch[publish]'"
         ) from None
     try:

@@ -54,13 +54,13 @@ class Failure:
     inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        told = ", ".join(
+        inputs = ", ".join(
             f"{name}={_cut(repr(value), _SHOWN_VALUE)}" for name, value in self.inputs.items()
         )
         message = cut_message(" ".join(self.error.split()))
         return (
-            f"record {self.index} ({told}): {message}"
-            if told
+            f"record {self.index} ({inputs}): {message}"
+            if inputs
             else f"record {self.index}: {message}"
         )
 

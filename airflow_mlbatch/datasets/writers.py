@@ -104,8 +104,8 @@ class TableWriter:
         assert self._schema is not None
         if batch.schema != self._schema:
             raise DatasetError(
-                f"{self._path.name}, row {self.rows}: found columns {_told(batch.schema)}, "
-                f"expected {_told(self._schema)} as before"
+                f"{self._path.name}, row {self.rows}: found columns {_described(batch.schema)}, "
+                f"expected {_described(self._schema)} as before"
             )
         try:
             self._sink.write(batch, self.rows)
@@ -132,7 +132,7 @@ class TableWriter:
             with suppress(Exception):
                 self._sink.close()
 
-    def told(self, size: int, sha256: str) -> WrittenTable:
+    def as_written(self, size: int, sha256: str) -> WrittenTable:
         """What was written."""
         schema = self._schema if self._schema is not None else ()
         assumed = tuple(field.name for field in schema if is_assumed(field))
@@ -166,7 +166,7 @@ def open_table(
         else:
             writer = TableWriter(path, kind, file)  # type: ignore[arg-type]
             yield from _fill(writer, schema)
-    writer.written = writer.told(staged.size, staged.sha256)
+    writer.written = writer.as_written(staged.size, staged.sha256)
     note_written(path)
 
 
@@ -206,5 +206,5 @@ def _columns(schema: pa.Schema) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _told(schema: pa.Schema) -> str:
+def _described(schema: pa.Schema) -> str:
     return ", ".join(f"{name!r} ({kind})" for name, kind in _columns(schema))

@@ -130,8 +130,8 @@ class DemoHome:
                 check=False,
             )
         if done.returncode != 0:
-            told = f"airflow {command[0]} {command[1]} ended with exit code {done.returncode}"
-            raise MLBatchError(f"{told}; its whole log: {self.log}")
+            problem = f"airflow {command[0]} {command[1]} ended with exit code {done.returncode}"
+            raise MLBatchError(f"{problem}; its whole log: {self.log}")
 
 
 def _connection(url: str, password: str) -> dict[str, object]:

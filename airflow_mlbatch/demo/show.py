@@ -40,7 +40,7 @@ _INTERRUPTED = 130
 
 _READY = re.compile(r"ready on (\S+)")
 _STARTING = re.compile(r"\[DAG TEST\] starting task_id=(\S+)")
-_TOLD = re.compile(
+_PROGRESS = re.compile(
     r"\] +((?:started )?execution [^\[]*?|wrote [^\[]*?|downloaded [^\[]*?) +\[airflow"
 )
 # The last line of a traceback.
@@ -241,11 +241,13 @@ def _run_dag(dag_file: Path, home: DemoHome, environment: dict[str, str], consol
         with home.log.open("a") as log:
             for line in process.stdout:
                 log.write(line)
-                task, told, failed = (each.search(line) for each in (_STARTING, _TOLD, _FAILED))
+                task, progress, failed = (
+                    each.search(line) for each in (_STARTING, _PROGRESS, _FAILED)
+                )
                 if task:
                     console.print(f"[bold]{task.group(1)}[/bold]")
-                elif told:
-                    console.print(f"  {told.group(1).strip()}")
+                elif progress:
+                    console.print(f"  {progress.group(1).strip()}")
                 elif failed and failed.group(1) != reason:
                     # Once, though Airflow's exception repeats the one that it comes from.
                     reason = failed.group(1)

@@ -99,11 +99,11 @@ class Batch:
         deadline = None if timeout is None else time.time() + timeout
         with shown_progress("records") as update:
 
-            def report(told: Report) -> None:
-                if told.warning is not None:
-                    self.hook.log.warning("%s", told.warning)
-                if told.status is not None:
-                    update(told.status.completed_item_count, told.status.total_item_count)
+            def report(news: Report) -> None:
+                if news.warning is not None:
+                    self.hook.log.warning("%s", news.warning)
+                if news.status is not None:
+                    update(news.status.completed_item_count, news.status.total_item_count)
 
             status = self.hook.watch_batch(
                 *self._named, poll_interval=poll_interval, deadline=deadline, on_report=report
@@ -217,9 +217,9 @@ class Batch:
         if not rows:
             return _table([], head)
         more = status.completed_item_count - len(rows)
-        told = f"<div>and {more:,} more: to_frame() has all</div>" if more > 0 else ""
+        rest = f"<div>and {more:,} more: to_frame() has all</div>" if more > 0 else ""
         return (
-            _table([], head) + _table(list(rows[0]), [tuple(row.values()) for row in rows]) + told
+            _table([], head) + _table(list(rows[0]), [tuple(row.values()) for row in rows]) + rest
         )
 
     def _looked_at(self) -> tuple[BatchStatus, list[dict[str, Any]]]:

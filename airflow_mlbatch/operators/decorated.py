@@ -33,8 +33,8 @@ class MLBatchDecoratedOperator(DecoratedOperator, BatchScoreOperator):
     """Scores what a function returns: records, or the path of a table.
 
     Each attempt calls the function once, before its batch is started. A task that is resumed after its
-    deferral does not call it, unless it has to look for its batch or to start another one. A retry takes over the batch of an earlier attempt where the records
-    are the same.
+    deferral does not call it, unless it has to look for its batch or to start another one. A retry takes
+    over the batch of an earlier attempt if the records are the same.
 
     :param python_callable: returns a list of dicts, a dict of equally long columns, a pandas DataFrame, or
         the path of a table

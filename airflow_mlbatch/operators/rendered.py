@@ -139,7 +139,7 @@ def as_row_range(found: Any) -> RowRange | None:
 
 
 def _as_bound(found: Any) -> Any:
-    """A bound that was a template of its own; what is no number is left for the range to refuse."""
+    """A bound that was a template of its own; a value that is not a number is refused with the range."""
     if is_none(found):
         return None
     try:

@@ -233,7 +233,7 @@ class ShardResultsOperator(BatchResultsOperator):
     """
 
     template_fields: Sequence[str] = (*BatchResultsOperator.template_fields, "shard")
-    # Who waits for the dataset waits for the commit, not for each of its parts.
+    # Tasks that wait for the dataset wait for the commit, and not for each part.
     has_outlet: ClassVar[bool] = False
 
     def __init__(self, *, shard: Any, **kwargs: Any) -> None:

@@ -89,10 +89,10 @@ def _as_json(beginning: BeginningSink, service: Service) -> bytes:
         for block in beginning.blocks
         for record in block
     ]
-    told: dict[str, Any] = {
+    answer: dict[str, Any] = {
         "outputs": [{"name": out.name, "type": out.type} for out in service.outputs],
         "records": records,
         "is_whole": beginning.is_whole,
         "bytes_read": beginning.bytes_read,
     }
-    return msgspec.json.encode(told, enc_hook=str)
+    return msgspec.json.encode(answer, enc_hook=str)

@@ -91,11 +91,11 @@ def cancel(options: argparse.Namespace, screen: Screen) -> int:
         for name, version, execution_id in batches:
             is_cancelled = hook.cancel_batch(name, version, execution_id)
             rows.append({"execution_id": execution_id, "is_cancelled": is_cancelled})
-    told = {
+    outcomes = {
         True: "cancelled and deleted",
         False: "was gone already",
     }
-    rows = [{**row, "outcome": told[bool(row["is_cancelled"])]} for row in rows]
+    rows = [{**row, "outcome": outcomes[bool(row["is_cancelled"])]} for row in rows]
     screen.show(rows, {"execution_id": "execution id", "outcome": "outcome"})
     return Exit.DONE if all(row["is_cancelled"] for row in rows) else Exit.NOT_FOUND
 
@@ -147,11 +147,11 @@ def _wait(
     deadline = None if options.timeout is None else time.time() + options.timeout
     with screen.progress("records") as update:
 
-        def report(told: Report) -> None:
-            if told.status is not None:
-                update(told.status.completed_item_count, told.status.total_item_count)
-            if told.warning is not None:
-                screen.tell(told.warning)
+        def report(news: Report) -> None:
+            if news.status is not None:
+                update(news.status.completed_item_count, news.status.total_item_count)
+            if news.warning is not None:
+                screen.tell(news.warning)
 
         return hook.watch_batch(
             *named, poll_interval=options.poll_interval, deadline=deadline, on_report=report

@@ -131,11 +131,11 @@ class Screen:
         lines = [[title.upper() for title in titles], *cells]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
-            told = [
+            padded = [
                 text.rjust(width) if is_number else text.ljust(width)
                 for text, width, is_number in zip(line, widths, are_numbers, strict=True)
             ]
-            print("  ".join(told).rstrip(), file=self.out)
+            print("  ".join(padded).rstrip(), file=self.out)
 
     @contextlib.contextmanager
     def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:

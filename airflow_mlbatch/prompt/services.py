@@ -40,8 +40,8 @@ def test_connection(options: argparse.Namespace, screen: Screen) -> int:
     with closing(open_hook(options, timing=Timing(policy=once))) as hook:
         status, url = hook.get_server_status(), hook.url
     if screen.is_json:
-        told = {"url": url, "status": status.status_code, "is_healthy": status.is_healthy}
-        screen.show_json({**told, "components": dict(status.components)})
+        described = {"url": url, "status": status.status_code, "is_healthy": status.is_healthy}
+        screen.show_json({**described, "components": dict(status.components)})
     else:
         row = {"url": url, "status": status.status_code}
         screen.show([row], {"url": "server", "status": "status"})
@@ -52,14 +52,14 @@ def _as_row(service: Service) -> dict[str, Any]:
     return {
         "name": service.name,
         "version": service.version,
-        "inputs": _told(service.inputs),
-        "outputs": _told(service.outputs),
+        "inputs": _listed(service.inputs),
+        "outputs": _listed(service.outputs),
         "files": ", ".join(service.artifacts),
         "description": service.description,
     }
 
 
-def _told(parameters: Sequence[Parameter]) -> str:
+def _listed(parameters: Sequence[Parameter]) -> str:
     return ", ".join(f"{each.name} {each.type}" for each in parameters)
 
 
@@ -72,9 +72,9 @@ def unpublish(options: argparse.Namespace, screen: Screen) -> int:
 
 
 def _as_json(service: Service) -> dict[str, Any]:
-    told = {
+    described = {
         each.name: getattr(service, each.name) for each in fields(service) if each.name != "raw"
     }
     for name in ("inputs", "outputs"):
-        told[name] = [{"name": each.name, "type": each.type} for each in told[name]]
-    return told
+        described[name] = [{"name": each.name, "type": each.type} for each in described[name]]
+    return described

@@ -182,9 +182,9 @@ def _sliceable(column: Any) -> Any:
 def _common_length(columns: Mapping[str, Sequence[Any]]) -> int:
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name!r} has {length}" for name, length in lengths.items())
+        found = ", ".join(f"{name!r} has {length}" for name, length in lengths.items())
         raise InputError(
-            f"records: found columns of different lengths ({told}), expected one length"
+            f"records: found columns of different lengths ({found}), expected one length"
         )
     return next(iter(lengths.values()), 0)
 

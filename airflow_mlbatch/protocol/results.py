@@ -426,7 +426,7 @@ def _typed_decoder(outputs: Sequence[Parameter]) -> msgspec.json.Decoder[Any] | 
             # A tuple: there is but one empty one, while a million empty lists keep the collector busy.
             ("changed", tuple[str, ...] | None, None),
             ("outputs", outputs_class | None, None),
-            # Declared so narrowly that a record with files in it goes the slow road.
+            # Declared so narrowly that a record with files is read by the slower way below.
             ("files", dict[str, None] | None, None),
         ],
         rename={

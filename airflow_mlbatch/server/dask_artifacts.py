@@ -14,7 +14,7 @@ from airflow_mlbatch.server.chunks import Done, chunk_folder
 from airflow_mlbatch.server.dask_places import Piece
 from airflow_mlbatch.server.desk import Desk
 from airflow_mlbatch.server.folder import is_disk_full
-from airflow_mlbatch.server.scoring import told
+from airflow_mlbatch.server.scoring import error_text
 
 __all__ = ["Keeper"]
 
@@ -45,7 +45,7 @@ class Keeper:
                     again.append(position)
                     self._desk.wait_for_space()
                 else:
-                    failed[position] = f"artifacts cannot be stored: {told(error)}"
+                    failed[position] = f"artifacts cannot be stored: {error_text(error)}"
         for block in done.outcomes:
             for part in block.without([*again, *failed]):
                 self._desk.take(job, part)

@@ -196,8 +196,8 @@ class DaskEngine:
             await asyncio.sleep(RETRY_SECONDS)
 
     def _report(self, error: BaseException) -> None:
-        told = " ".join(str(error).split()) or type(error).__name__
-        problem = f"the scheduler {self._settings.scheduler} cannot be reached, batches wait for it: {told}"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        problem = f"the scheduler {self._settings.scheduler} cannot be reached, batches wait for it: {reason}"
         if problem != self._problem:
             log.error("%s", problem)
         self._problem = problem

@@ -27,7 +27,7 @@ from airflow_mlbatch.server.folder import has_room
 from airflow_mlbatch.server.guests import Guests
 from airflow_mlbatch.server.parcels import Manifest, ParcelShelf, opened_program
 from airflow_mlbatch.server.processes import Work, Worker, start_worker, watch_records
-from airflow_mlbatch.server.scoring import failure, told
+from airflow_mlbatch.server.scoring import error_text, failure
 from airflow_mlbatch.server.wire import LENGTH, Described, frame
 from airflow_mlbatch.server.worker import WorkerSettings
 
@@ -96,7 +96,7 @@ class _Scoring:
             except InputError as error:
                 failed[position] = str(error)
             except OSError as error:
-                failed[position] = f"artifacts cannot be read: {told(error)}"
+                failed[position] = f"artifacts cannot be read: {error_text(error)}"
         self.outcomes += outcomes.without(failed)
         self.size += len(outcomes.texts)
         for position, problem in failed.items():
@@ -155,7 +155,7 @@ class _Host:
             scoring.problem = str(error)
         except Exception as error:
             log.exception("a chunk cannot be scored")
-            scoring.problem = told(error)
+            scoring.problem = error_text(error)
         finally:
             del self._scorings[chunk.id]
             self._busy.remove(guests)

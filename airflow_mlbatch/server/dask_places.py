@@ -81,10 +81,10 @@ class Place:
 
     def leave_out(self, error: Exception | str) -> None:
         """Give it nothing for a while."""
-        told = str(error)
+        message = str(error)
         if not isinstance(error, (str, InputError)):
-            told = f"{type(error).__name__}: {told}"
-        problem = " ".join(told.split())
+            message = f"{type(error).__name__}: {told}"
+        problem = " ".join(message.split())
         if problem != self.problem:
             log.error("Dask worker %s cannot score: %s", self.address, problem)
         self.problem = problem

@@ -144,8 +144,8 @@ def load_services(sources: Iterable[str]) -> dict[tuple[str, str], Published]:
         except (Exception, SystemExit) as error:
             raise InputError(f"services {source!r}: {type(error).__name__}: {error}") from error
     if not _published:
-        told = ", ".join(sources) or "nothing was named"
-        raise InputError(f"services: found no function marked with @service ({told})")
+        searched = ", ".join(sources) or "nothing was named"
+        raise InputError(f"services: found no function marked with @service ({searched})")
     return dict(_published)
 
 
@@ -185,8 +185,12 @@ def _check_signature(
         else:
             signature.bind(**{parameter.name: None for parameter in takes})
     except TypeError as error:
-        told = "a DataFrame" if vectorized else ", ".join(parameter.name for parameter in takes)
-        raise InputError(f"{where}: the function cannot be called with ({told}): {error}") from None
+        arguments = (
+            "a DataFrame" if vectorized else ", ".join(parameter.name for parameter in takes)
+        )
+        raise InputError(
+            f"{where}: the function cannot be called with ({arguments}): {error}"
+        ) from None
     except ValueError:
         # Some built-in functions tell no signature; the first record will show.
         return

@@ -38,9 +38,9 @@ __all__ = [
     "ProgramScorer",
     "RecordFolder",
     "Scorer",
+    "error_text",
     "failure",
     "sendable",
-    "told",
     "too_large",
 ]
 
@@ -207,14 +207,14 @@ class Scorer:
             if self._folder.is_too_full(error):
                 self._folder.leave()
                 return b""
-            problem = told(error)
+            problem = error_text(error)
         keep_in = os.path.join(task.keep_in, str(position)) if self.service.artifacts else ""
         try:
             names = self._folder.take(self.service.artifacts, keep_in)
         except OSError as error:
             if self._folder.is_too_full(error):
                 return b""
-            outputs, problem = {}, problem or told(error)
+            outputs, problem = {}, problem or error_text(error)
         finally:
             console = self._console.drain()
             self._folder.leave()
@@ -228,7 +228,7 @@ class Scorer:
                 files=_contents(names, keep_in) if task.with_files else None,
             )
         except (OSError, ValueError, MemoryError) as error:
-            return failure(told(error), names)
+            return failure(error_text(error), names)
         if len(result) > MOST_RESULT_BYTES:
             return failure(too_large(len(result)), names)
         return result
@@ -303,7 +303,7 @@ class OutputError(Exception):
     """What the function returned is not what its service declares."""
 
 
-def told(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """An error in the words that its record fails with."""
     try:
         text = str(error)

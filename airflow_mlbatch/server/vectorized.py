@@ -21,8 +21,8 @@ from airflow_mlbatch.server.scoring import (
     OutputError,
     Outputs,
     Scorer,
+    error_text,
     failure,
-    told,
     too_large,
 )
 
@@ -93,7 +93,11 @@ class VectorizedScorer(Scorer):
         except BaseException as error:
             console = self._console.drain()
             if records.length == 1:
-                yield records.first, failure(told(error), console=console, files=self._files), 1
+                yield (
+                    records.first,
+                    failure(error_text(error), console=console, files=self._files),
+                    1,
+                )
                 return
             self._warn(records, error)
             for part in parts_of(records):
@@ -123,7 +127,7 @@ class VectorizedScorer(Scorer):
             log.warning(
                 "service %r version %r: a call for %d records failed and is made again for parts of "
                 "them (%s); later ones are not reported",
-                *(self.service.name, self.service.version, records.length, told(error)),
+                *(self.service.name, self.service.version, records.length, error_text(error)),
             )
 
     def _written(
@@ -223,7 +227,7 @@ class _OutputColumns(Outputs):
             try:
                 values.append(self._value(name, value))
             except OutputError as error:
-                problems.setdefault(row, told(error))
+                problems.setdefault(row, error_text(error))
                 values.append(None)
         return values
 

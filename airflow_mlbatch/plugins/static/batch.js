@@ -82,28 +82,28 @@ function build() {
 }
 
 async function look() {
-  let told;
+  let answer;
   try {
-    told = await ask(`${PATH}/status`);
+    answer = await ask(`${PATH}/status`);
   } catch (problem) {
     showProblem(problem.message);
     return [401, 403].includes(problem.status) ? null : SLOW_SECONDS;
   }
-  show(told);
-  const isTaskOver = FINAL.includes(told.task.state);
-  if (told.batch === null) return isTaskOver ? null : told.interval;
-  if (told.progress.is_ended) return isTaskOver ? null : SLOW_SECONDS;
-  return told.interval;
+  show(answer);
+  const isTaskOver = FINAL.includes(answer.task.state);
+  if (answer.batch === null) return isTaskOver ? null : answer.interval;
+  if (answer.progress.is_ended) return isTaskOver ? null : SLOW_SECONDS;
+  return answer.interval;
 }
 
-function show(told) {
-  const { task, batch, progress } = told;
+function show(answer) {
+  const { task, batch, progress } = answer;
   const mapped = task.map_index >= 0 ? ` [${task.map_index}]` : "";
   const name = `${task.dag_id} / ${task.run_id} / ${task.task_id}${mapped}`;
   if (!parts.where.textContent.startsWith(name)) {
     // Inside of Airflow's own page a link would open Airflow within Airflow.
     const label = IS_FRAMED ? name : h("a", { href: airflowPath(task) }, name);
-    parts.where.replaceChildren(label, ...partOfTable(task, told.table));
+    parts.where.replaceChildren(label, ...partOfTable(task, answer.table));
   }
   if (batch === null) {
     parts.state.replaceChildren("Task ", taskBadge(task.state));
@@ -113,10 +113,10 @@ function show(told) {
   setText(parts.title, `${batch.service_name} ${batch.service_version}`);
   parts.state.replaceChildren("Batch ", badge(progress.state), " Task ", taskBadge(task.state));
   showProblem(progress.problem ?? progress.message);
-  showNumbers(told);
+  showNumbers(answer);
   showFacts(batch);
   parts.chart.replaceChildren(throughput(progress.samples) ?? "");
-  const mayCancel = told.can_cancel && !progress.is_ended;
+  const mayCancel = answer.can_cancel && !progress.is_ended;
   parts.cancel.hidden = !mayCancel;
   if (isEnded !== progress.is_ended) {
     isEnded = progress.is_ended;

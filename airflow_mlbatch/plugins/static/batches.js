@@ -104,32 +104,32 @@ function turn(by) {
 
 async function look() {
   const query = new URLSearchParams(Object.entries(chosen).filter(([, value]) => value));
-  let told;
+  let answer;
   try {
-    told = await ask(`list?${query}`);
+    answer = await ask(`list?${query}`);
   } catch (found) {
     problem.hidden = false;
     setText(problem, found.message);
     return found.status === 401 ? null : SLOW_SECONDS;
   }
   problem.hidden = true;
-  show(told);
-  const isLive = told.batches.some((each) =>
+  show(answer);
+  const isLive = answer.batches.some((each) =>
     each.table ? isBeingScored(each.table) : each.progress && !each.progress.is_ended,
   );
-  return isLive ? told.interval : SLOW_SECONDS;
+  return isLive ? answer.interval : SLOW_SECONDS;
 }
 
-function show(told) {
-  pageSize = told.page_size;
-  setOptions(selects.dag_id, told.dags);
-  setOptions(selects.service, told.services);
-  const first = told.batches.length ? chosen.offset + 1 : 0;
-  const last = chosen.offset + told.batches.length;
-  setText(caption, `Batches ${count(first)} to ${count(last)} of ${count(told.total)}, newest first`);
+function show(answer) {
+  pageSize = answer.page_size;
+  setOptions(selects.dag_id, answer.dags);
+  setOptions(selects.service, answer.services);
+  const first = answer.batches.length ? chosen.offset + 1 : 0;
+  const last = chosen.offset + answer.batches.length;
+  setText(caption, `Batches ${count(first)} to ${count(last)} of ${count(answer.total)}, newest first`);
   back.disabled = chosen.offset === 0;
-  on.disabled = last >= told.total;
-  const wanted = told.batches.map((each) => {
+  on.disabled = last >= answer.total;
+  const wanted = answer.batches.map((each) => {
     const path = each.table ? tablePath(each.task) : taskPath(each.task);
     if (!rows.has(path)) rows.set(path, newRow(each, path));
     const row = rows.get(path);

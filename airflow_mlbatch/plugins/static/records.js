@@ -14,7 +14,7 @@ export class Records {
     this.path = path;
     this.section = section;
     this.onRead = () => {};
-    this.told = null;
+    this.answer = null;
     this.onlyFailed = false;
     this.page = 0;
     // Inputs by the index of their record, as far as they were asked for.
@@ -26,15 +26,15 @@ export class Records {
 
   /** How many failed, as far as that is known. */
   failedText() {
-    if (this.told === null) return NONE;
-    const failed = this.told.records.filter((record) => !record.success).length;
-    if (this.told.is_whole) return count(failed);
-    return `${count(failed)} of the first ${count(this.told.records.length)}`;
+    if (this.answer === null) return NONE;
+    const failed = this.answer.records.filter((record) => !record.success).length;
+    if (this.answer.is_whole) return count(failed);
+    return `${count(failed)} of the first ${count(this.answer.records.length)}`;
   }
 
   async load() {
     try {
-      this.told = await ask(`${this.path}/records`);
+      this.answer = await ask(`${this.path}/records`);
       this.inputs.clear();
     } catch (problem) {
       if (problem.status === 503) setTimeout(() => this.load(), RETRY_SECONDS * 1000);
@@ -56,7 +56,7 @@ export class Records {
   }
 
   show() {
-    const { records } = this.told;
+    const { records } = this.answer;
     const filter = h("input", { type: "checkbox", id: "only-failed", checked: this.onlyFailed });
     filter.addEventListener("change", () => {
       this.onlyFailed = filter.checked;
@@ -78,7 +78,7 @@ export class Records {
   }
 
   extent() {
-    const { records, is_whole: isWhole, bytes_read: size } = this.told;
+    const { records, is_whole: isWhole, bytes_read: size } = this.answer;
     const kib = `${count(Math.ceil(size / 1024))} KiB`;
     if (isWhole) return `${count(records.length)} records, all that the server has so far (${kib}).`;
     if (records.length === 0) return `The first record is larger than the ${kib} that this page reads.`;
@@ -90,9 +90,9 @@ export class Records {
 
   /** Drawings and counts over the records that were read. */
   spread() {
-    return this.told.outputs
+    return this.answer.outputs
       .map(({ name }) => {
-        const values = this.told.records.map((record) => record.outputs[name]);
+        const values = this.answer.records.map((record) => record.outputs[name]);
         const isNumeric = values.some((value) => typeof value === "number");
         return isNumeric ? histogram(name, values) : counts(name, values);
       })
@@ -100,7 +100,7 @@ export class Records {
   }
 
   showTable() {
-    const { records, outputs } = this.told;
+    const { records, outputs } = this.answer;
     const wanted = this.onlyFailed ? records.filter((record) => !record.success) : records;
     const last = Math.max(0, Math.ceil(wanted.length / PAGE) - 1);
     this.page = Math.min(this.page, last);
@@ -175,7 +175,7 @@ export class Records {
   file(record, name) {
     const href = `${this.path}/records/${record.index}/files/${encodeURIComponent(name)}`;
     if (!PICTURE.test(name)) return h("a", { href, download: name, class: "file" }, name);
-    // The server checks what it is; what is no picture is sent as a download, which no image shows.
+    // The server checks what it is; other files are sent as downloads, which an image element does not show.
     const picture = h("img", { src: href, alt: name, loading: "lazy", width: "96", height: "72" });
     const open = h("button", { type: "button", class: "picture", "aria-label": `Open ${name}` }, picture);
     picture.addEventListener("error", () => {

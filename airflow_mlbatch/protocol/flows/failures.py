@@ -101,15 +101,15 @@ class FailureFlows(BatchFlows):
     ) -> Flow[RecordsFailedError]:
         """Cancel the batch; the error that says why."""
         found = limit.found or FailureCount()
-        told = "the batch was cancelled (stop_early)"
+        outcome = "the batch was cancelled (stop_early)"
         try:
             yield from self.cancel_batch(*named)
         except MLBatchError as problem:
-            told = f"stop_early: the batch could not be cancelled: {problem}"
+            outcome = f"stop_early: the batch could not be cancelled: {problem}"
         error = RecordsFailedError(
             f"execution {named[2]}: {found.explained:,} of {found.seen:,} results so far are failures "
             f"with a message, and max_failed_records allows {limit.most_failed:,} of "
-            f"{status.total_item_count:,} records; {told}; the first messages are: "
+            f"{status.total_item_count:,} records; {outcome}; the first messages are: "
             + "; ".join(" ".join(message.split()) for message in found.first_explained),
             [{"index": None, "inputs": {}, "error": each} for each in found.first_explained],
             failed=found.explained,
