@@ -83,7 +83,7 @@ class Place:
         """Give it nothing for a while."""
         message = str(error)
         if not isinstance(error, (str, InputError)):
-            message = f"{type(error).__name__}: {told}"
+            message = f"{type(error).__name__}: {message}"
         problem = " ".join(message.split())
         if problem != self.problem:
             log.error("Dask worker %s cannot score: %s", self.address, problem)
