@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from airflow_mlbatch.datasets.failures import Failure
+from airflow_mlbatch.datasets.scored import check_console_column
 from airflow_mlbatch.datasets.tables import InputTable
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.protocol.failures import SHOWN_FAILURES, FailureCount
@@ -18,12 +19,17 @@ __all__ = ["ResultDicts", "check_output_names"]
 _OWN_KEYS = ("index", "success", "error")
 
 
-def check_output_names(outputs: Sequence[Parameter], remedy: str) -> None:
+def check_output_names(
+    outputs: Sequence[Parameter], remedy: str, console_column: str | None = None
+) -> None:
     """Whether the outputs leave room for the keys that are added.
 
     :param remedy: what to do where they do not; the end of the error's sentence
+    :param console_column: the key for console output, ``None`` for none
     :raises InputError: an output has the name of one of them
+    :raises DatasetError: so has ``console_column``, or it is no name
     """
+    check_console_column(console_column, _OWN_KEYS, outputs)
     clashes = [each.name for each in outputs if each.name in _OWN_KEYS]
     if clashes:
         raise InputError(
@@ -32,15 +38,25 @@ def check_output_names(outputs: Sequence[Parameter], remedy: str) -> None:
 
 
 class ResultDicts:
-    """Collects results: ``index``, the outputs, ``success`` and ``error`` of each record."""
+    """Collects results: ``index``, the outputs, ``success`` and ``error`` of each record.
 
-    def __init__(self) -> None:
+    :param console_column: the key for what each record has printed, ``None`` for none
+    """
+
+    def __init__(self, console_column: str | None = None) -> None:
+        self._console_column = console_column
         self.rows: list[dict[str, Any]] = []
 
     def take(self, block: RecordBlock) -> None:
         """Take the next results."""
         for record in block:
-            own = {"index": record.index, "success": record.success, "error": record.error}
+            own: dict[str, Any] = {
+                "index": record.index,
+                "success": record.success,
+                "error": record.error,
+            }
+            if self._console_column is not None:
+                own[self._console_column] = record.console_output or None
             # Also before an output of such a name that the service did not declare.
             self.rows.append({"index": record.index, **record.outputs, **own})
 

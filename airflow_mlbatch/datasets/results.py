@@ -17,7 +17,12 @@ from airflow_mlbatch.datasets.destinations import Destination, ScoredTable
 from airflow_mlbatch.datasets.failures import FailureLog, FailurePolicy, RejectsWriter, open_rejects
 from airflow_mlbatch.datasets.locations import StoragePath, remove
 from airflow_mlbatch.datasets.rows import TableRows
-from airflow_mlbatch.datasets.scored import DataFrames, ScoredBatch, ScoredRows
+from airflow_mlbatch.datasets.scored import (
+    DataFrames,
+    ScoredBatch,
+    ScoredRows,
+    check_console_column,
+)
 from airflow_mlbatch.datasets.tables import InputTable
 from airflow_mlbatch.datasets.writers import TableWriter, WrittenTable, open_table
 from airflow_mlbatch.errors import RecordsFailedError
@@ -39,6 +44,7 @@ class ResultsJob:
     :param destination: where the results go
     :param policy: how many records may fail
     :param data_frames: how outputs of type data.frame are written
+    :param console_column: the column for what each record has printed, ``None`` for none
     """
 
     service: Service
@@ -46,14 +52,15 @@ class ResultsJob:
     destination: Destination
     policy: FailurePolicy
     data_frames: DataFrames = "auto"
+    console_column: str | None = None
 
     def check(self) -> None:
         """What only the service and the table can tell.
 
         :raises DatasetError: a column is not there, or its name is taken
         """
-        with self._open_source():
-            pass
+        with self._open_source() as (_, kept):
+            check_console_column(self.console_column, kept, self.service.outputs)
 
     def write(
         self, read: ReadResults, *, execution_ids: Sequence[str], what: str, attempt: str
@@ -104,6 +111,7 @@ class ResultsJob:
             kept=kept,
             first_index=self._first_index,
             data_frames=self.data_frames,
+            console_column=self.console_column,
             types=None if source is None else source.types_of(kept, self.service.inputs, kind),
         )
 

@@ -5,7 +5,8 @@ Memory depends on the block.
 
 The columns, in this order: ``id_columns``, the other kept columns, the declared outputs,
 ``mlbatch_index`` (int64, zero-based row of the input table), ``mlbatch_success`` (bool),
-``mlbatch_error`` (the service's message, null where there is none).
+``mlbatch_error`` (the service's message, null where there is none), and the column for console output,
+where one was asked for (null where nothing was printed).
 
 ========== =====================================================================================
 output     written as
@@ -64,6 +65,7 @@ __all__ = [
     "DataFrames",
     "ScoredBatch",
     "ScoredRows",
+    "check_console_column",
     "chosen_columns",
     "is_spread",
 ]
@@ -130,6 +132,27 @@ def _refuse_clashes(kept: Sequence[str], outputs: Sequence[str]) -> None:
         )
 
 
+def check_console_column(
+    console_column: str | None, kept: Sequence[str], outputs: Sequence[Parameter]
+) -> None:
+    """Whether console output can have a column of this name.
+
+    :param kept: columns of the input in the scored table
+    :raises DatasetError: it is no name, or that of another column
+    """
+    if console_column is None:
+        return
+    if not isinstance(console_column, str) or not console_column.strip():
+        raise DatasetError(
+            f"console_column: found {console_column!r:.80}, expected the name of a column"
+        )
+    if console_column in {*kept, *OWN_COLUMNS, *(output.name for output in outputs)}:
+        raise DatasetError(
+            f"console_column: found {console_column!r}, which is also the name of a kept column, of an "
+            "output, or of a column that the scored table adds; choose another one"
+        )
+
+
 def is_spread(data_frames: DataFrames) -> bool | None:
     """Whether frames become columns; ``None`` where the first of them decide.
 
@@ -166,6 +189,7 @@ class ScoredRows:
         ``"auto"`` spreads when all frames of the first records have one row
     :param types: of kept columns whose cells are text, from
         :func:`airflow_mlbatch.datasets.column_types.types_of_columns`; the others stay as they are
+    :param console_column: the column for what each record has printed, ``None`` for none
     :raises DatasetError: before anything is read, when names clash
     """
 
@@ -179,8 +203,11 @@ class ScoredRows:
         first_index: int = 0,
         data_frames: DataFrames = "auto",
         types: Mapping[str, TypeName] | None = None,
+        console_column: str | None = None,
     ) -> None:
         _refuse_clashes(kept, [output.name for output in outputs])
+        check_console_column(console_column, kept, outputs)
+        self._console_column = console_column
         spread = is_spread(data_frames)
         self._columns = [_column_for(output, format, spread) for output in outputs]
         self._inputs = None if rows is None else _Feed(rows)
@@ -247,13 +274,15 @@ class ScoredRows:
             pa.field(SUCCESS_COLUMN, pa.bool_()),
             pa.field(ERROR_COLUMN, pa.string()),
         ]
+        if self._console_column is not None:
+            own.append(pa.field(self._console_column, pa.string()))
         schema = pa.schema([*kept, *fields, *own])
         twice = repeated(schema.names)
         if twice:
             raise DatasetError(
                 f"scored table: found {listed(twice)} more than once (a column of a "
-                "data.frame output is named {output}_{column}); leave it out of keep_columns, or "
-                'choose data_frames="nested"'
+                "data.frame output is named {output}_{column}); leave it out of keep_columns, "
+                'call console_column otherwise, or choose data_frames="nested"'
             )
         self._schema = schema
         return schema
@@ -305,6 +334,8 @@ class ScoredRows:
             pa.array(block.success, pa.bool_()),
             pa.array(block.errors, pa.string()),
         ]
+        if self._console_column is not None:
+            arrays.append(pa.array([text or None for text in block.console_output], pa.string()))
         self.count += len(block)
         return ScoredBatch(pa.RecordBatch.from_arrays(arrays, schema=self.schema), rows)
 

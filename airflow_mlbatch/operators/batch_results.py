@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +17,7 @@ from airflow_mlbatch.hooks.task_fate import can_be_retried
 from airflow_mlbatch.links import BatchExecutionLink, is_id, note_batch
 from airflow_mlbatch.operators.assets import emit, with_outlet
 from airflow_mlbatch.operators.batch_summary import BatchSummary, summarised
+from airflow_mlbatch.operators.console_output import ConsoleLog
 from airflow_mlbatch.operators.lineage import ResultsLineage
 from airflow_mlbatch.operators.places import check_output, input_table, origin_of, single_table
 from airflow_mlbatch.operators.rendered import as_seconds, as_whole_number
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from airflow_mlbatch.datasets.quoting import Quoting
     from airflow_mlbatch.datasets.scored import DataFrames
     from airflow_mlbatch.datasets.tables import InputTable
+    from airflow_mlbatch.protocol.results import RecordBlock
     from airflow_mlbatch.protocol.services import Service
 
 __all__ = ["BatchResultsOperator", "attempt_of"]
@@ -75,6 +77,7 @@ class BatchResultsOperator(ResultsLineage, BatchTask, BaseOperator):
     :param id_columns: columns of the input that come first
     :param data_frames: outputs of type data.frame: ``columns`` for frames of one row, ``nested`` to
         keep them whole, ``auto`` to go by the first ones
+    :param console_column: the name of a column (or, in XCom, of a key) for what each record has printed
     :param max_failed_records: a count, or a fraction of the records; 0 by default
     :param rejects_path: where the failed rows go, with their inputs and errors
     :param rejects_conn_id: the connection of that storage
@@ -103,6 +106,7 @@ class BatchResultsOperator(ResultsLineage, BatchTask, BaseOperator):
         "column_types",
         "id_columns",
         "data_frames",
+        "console_column",
         "max_failed_records",
         "rejects_path",
         "rejects_conn_id",
@@ -137,6 +141,7 @@ class BatchResultsOperator(ResultsLineage, BatchTask, BaseOperator):
         column_types: Any = "text",
         id_columns: Sequence[str] | None = None,
         data_frames: DataFrames = "auto",
+        console_column: str | None = None,
         max_failed_records: float = 0,
         rejects_path: str | None = None,
         rejects_conn_id: str | None = None,
@@ -164,6 +169,7 @@ class BatchResultsOperator(ResultsLineage, BatchTask, BaseOperator):
         self.column_types = column_types
         self.id_columns = id_columns
         self.data_frames = data_frames
+        self.console_column = console_column
         self.max_failed_records = max_failed_records
         self.rejects_path = rejects_path
         self.rejects_conn_id = rejects_conn_id
@@ -297,13 +303,16 @@ class BatchResultsOperator(ResultsLineage, BatchTask, BaseOperator):
         from airflow_mlbatch.datasets.result_dicts import ResultDicts, check_output_names
 
         check_output_names(
-            service.outputs, "give output_path: the columns that a table adds have other names"
+            service.outputs,
+            "give output_path: the columns that a table adds have other names",
+            self.console_column,
         )
         tries = rescoring.run(self.execution_id, service.inputs, source)
-        results = ResultDicts()
+        results = ResultDicts(self.console_column)
+        take = self._console_log(source).beside(results.take)
         rescoring.read(
             self.execution_id,
-            lambda block: results.take(tries.splice(block)),
+            lambda block: take(tries.splice(block)),
             restart=results.forget,
         )
         failed, total = len(results.failed), len(results.rows)
@@ -325,7 +334,9 @@ class BatchResultsOperator(ResultsLineage, BatchTask, BaseOperator):
     ) -> dict[str, Any]:
         from airflow_mlbatch.datasets.results import ResultsJob
 
-        job = ResultsJob(service, source, destination, policy, self.data_frames)
+        job = ResultsJob(
+            service, source, destination, policy, self.data_frames, self.console_column
+        )
         if rescoring.tries:
             # What is wrong with the columns is said before failed records are scored again.
             job.check()
@@ -333,8 +344,14 @@ class BatchResultsOperator(ResultsLineage, BatchTask, BaseOperator):
         ids = [] if self.execution_id is None else [self.execution_id]
         # Its retry may have written everything, and the dataset may be published.
         self._stop_if_told("writes nothing")
+        console = self._console_log(source)
+
+        def read(take: Callable[[RecordBlock], None]) -> None:
+            look_and_take = console.beside(take)
+            rescoring.read(self.execution_id, lambda block: look_and_take(tries.splice(block)))
+
         table = job.write(
-            lambda take: rescoring.read(self.execution_id, lambda block: take(tries.splice(block))),
+            read,
             execution_ids=[*ids, *tries.execution_ids],
             what=f"execution {self.execution_id}",
             attempt=attempt_of(context),
@@ -349,6 +366,9 @@ class BatchResultsOperator(ResultsLineage, BatchTask, BaseOperator):
         if self.execution_id is not None:
             note_batch(context, self, failed=table.counts.failed)
         return self._published(context, destination, table)
+
+    def _console_log(self, source: InputTable | None) -> ConsoleLog:
+        return ConsoleLog(self.log, 0 if source is None else source.first_row)
 
     def _published(
         self, context: Context, destination: Destination, table: ScoredTable

@@ -16,8 +16,9 @@ from airflow.providers.common.compat.sdk import (
 from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.hooks.batch import is_path
 from airflow_mlbatch.operators.batch_score import BatchScoreOperator
+from airflow_mlbatch.operators.console_output import ConsoleLog
 from airflow_mlbatch.operators.failed_records import judge_count
-from airflow_mlbatch.operators.rendered import as_whole_number, check_choice
+from airflow_mlbatch.operators.rendered import as_row_range, as_whole_number, check_choice
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, TaskDecorator
@@ -42,6 +43,7 @@ class MLBatchDecoratedOperator(DecoratedOperator, BatchScoreOperator):
     :param op_kwargs: keyword arguments of the function
     :param returns: ``results``, a dict for each record as ``BatchResultsOperator`` gives them; or
         ``execution_id``
+    :param console_column: with ``returns="results"``, the key for what each record has printed
     :param max_xcom_records: most records whose results may go through XCom
     :param wait_for_completion: wait for the batch; results need it
     :param max_failed_records: fail the task when more records failed: a count, or a fraction of the
@@ -54,6 +56,7 @@ class MLBatchDecoratedOperator(DecoratedOperator, BatchScoreOperator):
         # What the function returns is data and no template.
         *(name for name in BatchScoreOperator.template_fields if name not in _GIVEN),
         "max_xcom_records",
+        "console_column",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         **DecoratedOperator.template_fields_renderers,
@@ -70,6 +73,7 @@ class MLBatchDecoratedOperator(DecoratedOperator, BatchScoreOperator):
         op_kwargs: Mapping[str, Any] | None = None,
         returns: Literal["results", "execution_id"] = "results",
         max_xcom_records: int = 10_000,
+        console_column: str | None = None,
         wait_for_completion: bool = True,
         max_failed_records: Any = _BY_RETURNS,
         **kwargs: Any,
@@ -87,6 +91,7 @@ class MLBatchDecoratedOperator(DecoratedOperator, BatchScoreOperator):
         )
         self.returns = returns
         self.max_xcom_records = max_xcom_records
+        self.console_column = console_column
         self._results: list[dict[str, Any]] = []
         _check_function(self)
 
@@ -105,6 +110,11 @@ class MLBatchDecoratedOperator(DecoratedOperator, BatchScoreOperator):
         if self.returns == "results" and not self.wait_for_completion:
             raise InputError(
                 "returns: found 'results' with wait_for_completion=False, expected 'execution_id'"
+            )
+        if self.returns != "results" and self.console_column is not None:
+            raise InputError(
+                f"console_column: found {self.console_column!r:.80} with returns='execution_id', "
+                "expected it on the task that reads the results"
             )
         super()._check()
 
@@ -138,7 +148,7 @@ class MLBatchDecoratedOperator(DecoratedOperator, BatchScoreOperator):
                 f"max_xcom_records: found {count:,} records, expected at most {most:,}; {remedy}"
             )
         outputs = self.hook.get_service(self.service_name, self.service_version).outputs
-        check_output_names(outputs, remedy)
+        check_output_names(outputs, remedy, self.console_column)
 
     def _judge(self) -> None:
         if self.returns != "results":
@@ -147,12 +157,14 @@ class MLBatchDecoratedOperator(DecoratedOperator, BatchScoreOperator):
         from airflow_mlbatch.datasets.result_dicts import ResultDicts
 
         assert self.execution_id is not None
-        found = ResultDicts()
+        found = ResultDicts(self.console_column)
+        rows = as_row_range(self.row_range)
+        console = ConsoleLog(self.log, 0 if rows is None else rows.start)
         self.hook.read_batch_results(
             self.service_name,
             self.service_version,
             self.execution_id,
-            found.take,
+            console.beside(found.take),
             restart=found.forget,
         )
         self._results = found.rows

@@ -126,7 +126,8 @@ class Lineage:
             return None
 
     def _origin(self, source: Table | None, results: Table | None) -> Origin:
-        return Origin(None if self._known is None else self._known.service, source, results)
+        service = None if self._known is None else self._known.service
+        return Origin(service, source, results, getattr(self, "console_column", None))
 
     def _scored(self, source: Table | None, results: Table | None) -> list[OutputDataset]:
         """The table of ``output_path``, as its manifest describes it."""

@@ -184,11 +184,13 @@ class Origin:
     :param service: what scored the records; ``None`` where it is not known, or has made none of the columns
     :param source: the table that was scored
     :param results: the results on the server that the table holds
+    :param console_column: the column for console output, which is no output of the service
     """
 
     service: Service | None
     source: Table | None
     results: Table | None
+    console_column: str | None = None
 
     def facets(self, table: Table) -> dict[str, Any]:
         """The facet of column lineage, for a table that has columns."""
@@ -211,7 +213,7 @@ class Origin:
     def _sources(self, name: str) -> list[InputField]:
         from airflow_mlbatch.datasets.columns import OWN_COLUMNS
 
-        if name in OWN_COLUMNS:
+        if name in OWN_COLUMNS or name == self.console_column:
             return []
         output = self._output_of(name)
         if output is not None:

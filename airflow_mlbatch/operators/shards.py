@@ -62,6 +62,7 @@ class ShardPlanOperator(BaseOperator):
     :param keep_columns: columns of the input for the parts, checked here
     :param column_types: types of kept columns of CSV and TSV; ``"infer"`` is settled here, for all shards
     :param id_columns: columns of the input that come first there
+    :param console_column: the name of a column for console output, checked here
     :param records_per_batch: most records of a shard
     :param max_failed_records: a count, or a fraction of the records of the table
     :param on_empty: what to do about a table without rows: ``skip``, ``fail`` or ``succeed``
@@ -84,6 +85,7 @@ class ShardPlanOperator(BaseOperator):
         "keep_columns",
         "column_types",
         "id_columns",
+        "console_column",
         "records_per_batch",
         "max_failed_records",
         "mlbatch_conn_id",
@@ -107,6 +109,7 @@ class ShardPlanOperator(BaseOperator):
         keep_columns: Any = "all",
         column_types: Any = "text",
         id_columns: Sequence[str] | None = None,
+        console_column: str | None = None,
         records_per_batch: int = 100_000,
         max_failed_records: float = 0,
         on_empty: OnEmpty = "skip",
@@ -129,6 +132,7 @@ class ShardPlanOperator(BaseOperator):
         self.keep_columns = keep_columns
         self.column_types = column_types
         self.id_columns = id_columns
+        self.console_column = console_column
         self.records_per_batch = records_per_batch
         self.max_failed_records = max_failed_records
         self.on_empty = on_empty
@@ -203,11 +207,13 @@ class ShardPlanOperator(BaseOperator):
 
         from airflow_mlbatch.datasets.failures import rejects_schema
         from airflow_mlbatch.datasets.formats import named_format
+        from airflow_mlbatch.datasets.scored import check_console_column
         from airflow_mlbatch.datasets.writers import check_writable
 
         with table.open() as rows:
             present = rows.schema
         kept = table.kept_columns(service.outputs, present.names)
+        check_console_column(self.console_column, kept, service.outputs)
         kind = named_format(self.format or "parquet").name
         check_writable(pa.schema([present.field(name) for name in kept]), kind, "output_path")
         if self.rejects_path is not None:
@@ -265,6 +271,7 @@ class DatasetCommitOperator(CommitLineage, BaseOperator):
     :param keep_columns: columns of the input in the dataset
     :param column_types: types of kept columns of CSV and TSV
     :param id_columns: columns of the input that come first there
+    :param console_column: the column for what each record has printed
     """
 
     template_fields: Sequence[str] = (
@@ -284,6 +291,7 @@ class DatasetCommitOperator(CommitLineage, BaseOperator):
         "keep_columns",
         "column_types",
         "id_columns",
+        "console_column",
         "mlbatch_conn_id",
     )
 
@@ -308,6 +316,7 @@ class DatasetCommitOperator(CommitLineage, BaseOperator):
         keep_columns: Any = "all",
         column_types: Any = "text",
         id_columns: Sequence[str] | None = None,
+        console_column: str | None = None,
         mlbatch_conn_id: str = MLBatchHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
@@ -330,6 +339,7 @@ class DatasetCommitOperator(CommitLineage, BaseOperator):
         self.keep_columns = keep_columns
         self.column_types = column_types
         self.id_columns = id_columns
+        self.console_column = console_column
         self.mlbatch_conn_id = mlbatch_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -419,10 +429,17 @@ class DatasetCommitOperator(CommitLineage, BaseOperator):
 
         service = hook.get_service(self.service_name, self.service_version)
         kind, table = named_format(self.format).name, input_table(self)
+        console = self.console_column
         if table is None:
-            return ScoredRows(service.outputs, format=kind).schema
+            return ScoredRows(service.outputs, format=kind, console_column=console).schema
         with table.open() as rows:
             kept = table.kept_columns(service.outputs, rows.schema.names)
             types = table.types_of(kept, service.inputs, kind)
-            scored = ScoredRows(service.outputs, format=kind, rows=rows, kept=kept, types=types)
-            return scored.schema
+            return ScoredRows(
+                service.outputs,
+                format=kind,
+                rows=rows,
+                kept=kept,
+                types=types,
+                console_column=console,
+            ).schema

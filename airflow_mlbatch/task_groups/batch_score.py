@@ -60,6 +60,7 @@ class BatchScoreTaskGroup(TaskGroup):
     :param id_columns: columns of the input that come first
     :param data_frames: outputs of type data.frame: ``columns`` for frames of one row, ``nested`` to
         keep them whole, ``auto`` to go by the first ones of each shard
+    :param console_column: the name of a column for what each record has printed
     :param max_failed_records: a count, or a fraction of the records of the whole table
     :param rejects_path: a folder for the failed rows, with their inputs and errors
     :param rejects_conn_id: the connection of its storage
@@ -98,6 +99,7 @@ class BatchScoreTaskGroup(TaskGroup):
         column_types: Any = "text",
         id_columns: Sequence[str] | None = None,
         data_frames: DataFrames = "auto",
+        console_column: str | None = None,
         max_failed_records: float = 0,
         rejects_path: str | None = None,
         rejects_conn_id: str | None = None,
@@ -151,6 +153,7 @@ class BatchScoreTaskGroup(TaskGroup):
                 keep_columns=keep_columns,
                 column_types=column_types,
                 id_columns=id_columns,
+                console_column=console_column,
                 **table,
                 **target,
                 **rejects,
@@ -187,6 +190,7 @@ class BatchScoreTaskGroup(TaskGroup):
                     keep_columns=keep_columns,
                     column_types=column_types,
                     id_columns=id_columns,
+                    console_column=console_column,
                     data_frames=data_frames,
                     rescore_failed=rescore_failed,
                     poll_interval=poll_interval,
@@ -209,6 +213,7 @@ class BatchScoreTaskGroup(TaskGroup):
                 keep_columns=keep_columns,
                 column_types=column_types,
                 id_columns=id_columns,
+                console_column=console_column,
                 **table,
                 **target,
                 **rejects,

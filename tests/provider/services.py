@@ -124,6 +124,17 @@ def files(name: str) -> int:
     return 1024
 
 
+@service("chatty", version="1", inputs={"key": str, "x": float}, outputs={"y": float})
+def chatty(key: str, x: float) -> float:
+    """Prints something about numbers that are not 0; fails the first time that it sees a negative one."""
+    if x:
+        print(f"this is {key},\n::group::\x1b[31m x is {x:g}")
+    if x < -100:
+        print("long " * 1000)
+        raise ValueError("far too small")
+    return flaky(f"chatty-{key}", x)
+
+
 @service("stubborn", version="1", inputs={"key": str, "x": float}, outputs={"y": float})
 def stubborn(key: str, x: float) -> float:
     """Fails the first two times that it sees a key of a negative number."""
@@ -135,6 +146,7 @@ def stubborn(key: str, x: float) -> float:
             times = len(file.read())
         if times <= 2:
             raise RuntimeError(f"time {times} for {key}")
+        print(f"gave in to {key}")
     return abs(x)
 
 

@@ -499,3 +499,10 @@ def test_what_is_collected(tmp_path: Path, is_read: bool) -> None:
     read = [f"file://{tmp_path}/gr%C3%B6%C3%9Fe.csv"]
     written = [f"file://{copy}"]
     assert done.stdout.splitlines()[-1] == (f"{read} {written}" if is_read else "[] []")
+
+
+def test_console_output_comes_from_no_column(openlineage: None) -> None:
+    service = Service("loud", "1", (Parameter("x", "numeric"),), (Parameter("y", "numeric"),))
+    origin = Origin(service, Table("file", "/in.csv"), None, "printed")
+    table = Table("file", "/out.csv", [("x", "double"), ("y", "double"), ("printed", "string")])
+    assert list(origin.facets(table)["columnLineage"].fields) == ["x", "y"]

@@ -269,6 +269,14 @@ def test_a_shard_is_retried_alone(ran: Ran) -> None:
     assert (manifest["rows"], manifest["failed"]) == (15, 0)
     # The second shard has two batches: its own, and that of its failed rows.
     assert [len(file["execution_ids"]) for file in manifest["files"]] == [1, 2, 1]
+    # What a second try has printed is in the table; the other shards have printed nothing.
+    assert manifest["columns"][-1] == {"name": "printed", "type": "string"}
+    out = ran.folder / "stubborn" / "out"
+    rows = [row for name in parts(out) for row in parquet.read_table(out / name).to_pylist()]
+    assert {row["mlbatch_index"]: row["printed"] for row in rows if row["printed"]} == {
+        6: "gave in to key6\n",
+        8: "gave in to key8\n",
+    }
 
 
 def test_policy_over_the_whole_table(ran: Ran) -> None:
@@ -430,6 +438,7 @@ def test_plan_beyond_the_map_length(context: Any, tmp_path: Path) -> None:
         ({"output_path": "{tmp}/no/.."}, "output_path: found .* which holds input_path"),
         ({"format": "xlsx"}, "format: found 'xlsx', expected one of"),
         ({"format": "parquet.gz"}, "format: found 'parquet.gz', expected plain Parquet"),
+        ({"console_column": "x"}, "console_column: found 'x', which is also the name of a kept"),
         ({"id_columns": ["id"]}, "id_columns: found 'id', expected columns of the input"),
         ({"keep_columns": "['x', 'y']"}, "keep_columns: found 'y', expected columns"),
         ({"columns": {"x": "y"}, "input_path": "{tmp}/y.csv"}, "keep_columns: found 'y', which"),
@@ -524,14 +533,20 @@ def test_a_dataset_without_rows_has_the_columns_of_any_other(
     monkeypatch: pytest.MonkeyPatch,
     format: str,
 ) -> None:
-    given = {"format": format, "keep_columns": "['x']", "id_columns": ["id"]}
+    given = {
+        "format": format,
+        "keep_columns": "['x']",
+        "id_columns": ["id"],
+        "console_column": "printed",
+    }
     write_csv(tmp_path, {"note": [], "x": [], "id": []})
     planned = plan(tmp_path, on_empty="succeed", **given).execute(context)
     assert planned == []
     source = f"{tmp_path}/in.csv"
     commit(context, monkeypatch, tmp_path, planned, [], input_path=source, **given)
     columns = [column["name"] for column in manifest_of(tmp_path / "out")["columns"]]
-    assert columns == ["id", "x", "y", "mlbatch_index", "mlbatch_success", "mlbatch_error"]
+    own = ["mlbatch_index", "mlbatch_success", "mlbatch_error", "printed"]
+    assert columns == ["id", "x", "y", *own]
 
 
 def test_a_part_is_no_asset(tmp_path: Path) -> None:

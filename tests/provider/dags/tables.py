@@ -53,7 +53,7 @@ large(
     deferrable=False,
 )
 large("text", "double", records_per_batch=2, input_quoting="none", column_types="infer")
-large("stubborn", "stubborn", records_per_batch=5, rescore_failed=1)
+large("stubborn", "stubborn", records_per_batch=5, rescore_failed=1, console_column="printed")
 POLICY: dict[str, Any] = {
     "records_per_batch": "40",
     "rejects_path": f"{TABLES}/{{{{ dag.dag_id }}}}-rejects",
