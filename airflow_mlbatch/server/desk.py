@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,10 +101,20 @@ class Desk:
             return
         job.cancel()
         outcome = failure(f"the service cannot be loaded: {reason}")
-        with suppress(StorageError):
-            await self.saver.save()
-        await self.store.write(self.store.fail_execution, job.execution.number, outcome)
+        while not await self._is_ended(job, outcome):
+            self.wait_for_space()
+            await asyncio.sleep(RETRY_SECONDS)
         self.clean_up()
+
+    async def _is_ended(self, job: Job, outcome: bytes) -> bool:
+        """Store that a batch cannot be run; whether the disk took it."""
+        try:
+            await self.saver.save()
+            await self.store.write(self.store.fail_execution, job.execution.number, outcome)
+        except StorageError as error:
+            log.warning("execution %s: its end cannot be stored: %s", job.execution.id, error)
+            return False
+        return True
 
     def programs_in_use(self) -> set[str]:
         """Ids of the programs that calls and batches run, or wait for."""

@@ -17,6 +17,7 @@ from airflow_mlbatch.errors import InputError
 from airflow_mlbatch.protocol.services import Service
 from airflow_mlbatch.server.blocks import Block
 from airflow_mlbatch.server.desk import RETRY_SECONDS, Call, Desk
+from airflow_mlbatch.server.folder import has_room
 from airflow_mlbatch.server.guests import Guests
 from airflow_mlbatch.server.jobs import Job, Pace
 from airflow_mlbatch.server.processes import (
@@ -211,7 +212,10 @@ class ProcessEngine:
         try:
             guest = await guests.get(job.program)
         except (InputError, OSError) as error:
-            await self._desk.after_failed_load(job, str(error))
+            if has_room(self._desk.folder.path):
+                await self._desk.after_failed_load(job, str(error))
+            else:
+                self._desk.wait_for_space()
             return True
         job.failed_loads = 0
         # Others had their turn meanwhile, or it was cancelled.

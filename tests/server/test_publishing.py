@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import psutil
 import pytest
 
 from airflow_mlbatch.protocol.routes import NOT_OFFERED
+from tests.patience import wait_until
 from tests.server.api import Api
 from tests.server.conftest import SERVICES
 from tests.server.publishing import Publisher, definitions
@@ -449,6 +451,38 @@ def test_a_batch_whose_code_cannot_be_loaded_any_more_fails_and_says_why(
             assert "FileNotFoundError" in result["errorMessage"]
         found = client.consume("needy", x=1)
         assert "the service cannot be loaded" in found["errorMessage"]
+
+
+def test_a_full_disk_while_it_is_loaded_is_not_the_fault_of_a_service(
+    tmp_path: Path, gate: Path, small_disk: Path
+) -> None:
+    with running_server(
+        "--allow-publish", "--workers", "1", data_dir=small_disk / "data"
+    ) as server:
+        client = Publisher(server.url)
+        gate.touch()
+        init = waiting_for(gate, "open('cache', 'wb').write(bytes(1_000_000))")
+        assert client.publish("large", "1", "y = x", initCode=init, **NUMBER).status_code == 201
+        gate.unlink()
+        batch = client.start("large", [{"x": 1}, {"x": 2}])
+        filler = small_disk / "filler"
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(64 * 1024))
+        gate.touch()
+
+        def state() -> str:
+            return str(client.batch(batch)["state"])
+
+        def is_held_up() -> bool:
+            database = client.get("/status").json()["components"]["database"]
+            return database["statusCode"] == "fail" or state() == "failed"
+
+        wait_until(is_held_up)
+        filler.unlink()
+        wait_until(lambda: state() in ("complete", "failed"))
+        results = client.batch(batch)["batchExecutionResults"]
+        assert [one["outputParameters"] for one in results] == [{"y": 1}, {"y": 2}]
 
 
 def test_a_server_that_accepts_none_still_serves_what_was_published(tmp_path: Path) -> None:
