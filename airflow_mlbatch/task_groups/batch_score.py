@@ -139,8 +139,19 @@ class BatchScoreTaskGroup(TaskGroup):
             "input_quoting": input_quoting,
             "columns": columns,
         }
-        target: dict[str, Any] = {"output_path": output_path, "output_conn_id": output_conn_id}
-        rejects: dict[str, Any] = {"rejects_path": rejects_path, "rejects_conn_id": rejects_conn_id}
+        # The plan checks what a shard writes, and the commit joins it: so all three are told the same.
+        parts: dict[str, Any] = {
+            "output_path": output_path,
+            "output_conn_id": output_conn_id,
+            "format": format,
+            "keep_columns": keep_columns,
+            "id_columns": id_columns,
+            "console_column": console_column,
+            "rejects_path": rejects_path,
+            "rejects_conn_id": rejects_conn_id,
+        }
+        # The failed records of a shard are scored again as the shard was.
+        batch: dict[str, Any] = {"parallel_count": parallel_count, "poll_interval": poll_interval}
         # Airflow's own has no types.
         id_of: Callable[[str], str] = self.child_id
         with self:
@@ -149,14 +160,9 @@ class BatchScoreTaskGroup(TaskGroup):
                 records_per_batch=records_per_batch,
                 max_failed_records=max_failed_records,
                 on_empty=on_empty,
-                format=format,
-                keep_columns=keep_columns,
                 column_types=column_types,
-                id_columns=id_columns,
-                console_column=console_column,
                 **table,
-                **target,
-                **rejects,
+                **parts,
                 **service,
             )
 
@@ -167,16 +173,15 @@ class BatchScoreTaskGroup(TaskGroup):
                 score = BatchScoreOperator(
                     task_id="score",
                     row_range=row_range,
-                    parallel_count=parallel_count,
                     wait_for_completion=True,
                     deferrable=deferrable,
-                    poll_interval=poll_interval,
                     timeout=timeout,
                     # The task that writes the part reads the results, and reports what failed.
                     report_failures=False,
                     on_ambiguous_submission=on_ambiguous_submission,
                     recognise_by_scoring=recognise_by_scoring,
                     max_active_tis_per_dagrun=max_active_batches,
+                    **batch,
                     **table,
                     **service,
                 )
@@ -186,18 +191,12 @@ class BatchScoreTaskGroup(TaskGroup):
                     shard=shard,
                     row_range=row_range,
                     max_failed_records=max_failed_records,
-                    format=format,
-                    keep_columns=keep_columns,
                     column_types=column_types,
-                    id_columns=id_columns,
-                    console_column=console_column,
                     data_frames=data_frames,
                     rescore_failed=rescore_failed,
-                    poll_interval=poll_interval,
-                    parallel_count=parallel_count,
+                    **batch,
                     **table,
-                    **target,
-                    **rejects,
+                    **parts,
                     **service,
                 )
 
@@ -206,17 +205,12 @@ class BatchScoreTaskGroup(TaskGroup):
                 task_id="commit",
                 parts_task_id=id_of("shards.write"),
                 plan_task_id=plan.task_id,
-                format=format,
                 max_failed_records=max_failed_records,
                 # An empty table may be planned with no shard at all: those tasks are skipped then.
                 trigger_rule="none_failed_min_one_success",
-                keep_columns=keep_columns,
                 column_types=column_types,
-                id_columns=id_columns,
-                console_column=console_column,
                 **table,
-                **target,
-                **rejects,
+                **parts,
                 **service,
             )
             plan >> mapped >> commit
