@@ -127,7 +127,8 @@ def plain(found: Any) -> Any:
     }
 
 
-@pytest.fixture(scope="module")
+# Of the session, so that it comes first, and the reason to skip is this one.
+@pytest.fixture(scope="session")
 def openlineage() -> None:
     pytest.importorskip(
         "airflow.providers.openlineage",
@@ -413,7 +414,7 @@ def test_a_service_with_very_many_columns_tells_no_column_lineage(
 # --- names ---------------------------------------------------------------------------------------
 
 
-def test_local_files_have_the_names_that_other_providers_give_them() -> None:
+def test_local_files_have_the_names_that_other_providers_give_them(openlineage: None) -> None:
     from airflow.providers.common.io.assets.file import convert_asset_to_openlineage, create_asset
 
     theirs = convert_asset_to_openlineage(create_asset(path="/data/cars.csv"), None)
@@ -424,7 +425,7 @@ def test_local_files_have_the_names_that_other_providers_give_them() -> None:
 
 
 def test_objects_have_the_names_that_other_providers_give_them(
-    s3: tuple[str, Any],
+    openlineage: None, s3: tuple[str, Any]
 ) -> None:
     from airflow.providers.amazon.aws.assets.s3 import convert_asset_to_openlineage, create_asset
 
