@@ -96,7 +96,9 @@ def test_without_a_triggerer(
     watched.airflow.start_triggerer("triggerer")
     for case in cases:
         orphans_are_deleted(case)
-    assert [case.cancelled() for case in cases] == [1, 1, 0]
+    # The new triggerer ends the triggers of tasks that have ended. Where it does so at the moment at
+    # which the orphans are deleted, both send the DELETE, and the second one changes nothing.
+    assert [min(case.cancelled(), 1) for case in cases] == [1, 1, 0]
     wanted.open_gate()
     assert runs[wanted].wait_for_end() == "success", runs[wanted].logs()
     assert wanted.cancelled() == 0
