@@ -30,6 +30,27 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+// --- keyboard ----------------------------------------------------------------------------------
+
+const STOPS = "a[href], button:not(:disabled), input, select, summary, [tabindex='0']";
+
+/**
+ * Redraws a part of the page. Where the focus was on something in it, the focus is then on what has the
+ * same name, or else on the first place that the keyboard reaches there.
+ */
+export function redraw(part, draw) {
+  const before = part.contains(document.activeElement) ? document.activeElement : null;
+  draw();
+  if (before === null || before.isConnected) return;
+  const stops = [...part.querySelectorAll(STOPS)];
+  const same = stops.find((stop) => stop.tagName === before.tagName && nameOf(stop) === nameOf(before));
+  (same ?? stops[0])?.focus({ preventScroll: true });
+}
+
+function nameOf(element) {
+  return element.id || element.getAttribute("aria-label") || element.textContent;
+}
+
 // --- asking ------------------------------------------------------------------------------------
 
 /** A refusal or a failure as a sentence. */

@@ -1,6 +1,6 @@
 // The records that were read: a table in pages, a filter, and what their outputs look like.
 
-import { NONE, ask, count, h, valueText } from "./dom.js";
+import { NONE, ask, count, h, redraw, setText, valueText } from "./dom.js";
 import { counts, histogram } from "./chart.js";
 import { longText } from "./parts.js";
 import { StoredTables } from "./stored.js";
@@ -22,6 +22,8 @@ export class Records {
     this.inputNames = [];
     this.hasInputs = true;
     this.stored = new StoredTables(path);
+    // Says what the table shows since the reader has turned a page or chosen a filter.
+    this.spoken = h("p", { class: "hidden", role: "status" });
   }
 
   /** How many failed, as far as that is known. */
@@ -38,16 +40,18 @@ export class Records {
       this.inputs.clear();
     } catch (problem) {
       if (problem.status === 503) setTimeout(() => this.load(), RETRY_SECONDS * 1000);
-      this.section.replaceChildren(
-        h("h2", {}, "Records"),
-        h("p", { class: "problem", role: "alert" }, problem.message),
-        this.readAgain(),
+      redraw(this.section, () =>
+        this.section.replaceChildren(
+          h("h2", {}, "Records"),
+          h("p", { class: "problem", role: "alert" }, problem.message),
+          this.readAgain(),
+        ),
       );
       return;
     }
     this.page = 0;
     this.onRead();
-    this.show();
+    redraw(this.section, () => this.show());
     this.stored.load();
   }
 
@@ -61,7 +65,7 @@ export class Records {
     filter.addEventListener("change", () => {
       this.onlyFailed = filter.checked;
       this.page = 0;
-      this.showTable();
+      this.turn();
     });
     this.table = h("div", {});
     const tools = [filter, h("label", { for: "only-failed" }, "Only failed records"), this.readAgain()];
@@ -70,6 +74,7 @@ export class Records {
       h("p", { class: "muted" }, this.extent()),
       h("div", { class: "spread" }, ...this.spread()),
       h("div", { class: "tools" }, ...tools),
+      this.spoken,
       this.table,
       this.stored.section,
     );
@@ -99,7 +104,17 @@ export class Records {
       .filter((drawn) => drawn !== null);
   }
 
+  /** Shows what the reader asked for, and says so to a screen reader. */
+  turn() {
+    this.showTable();
+    setText(this.spoken, this.table.querySelector("caption").textContent);
+  }
+
   showTable() {
+    redraw(this.table, () => this.drawTable());
+  }
+
+  drawTable() {
     const { records, outputs } = this.answer;
     const wanted = this.onlyFailed ? records.filter((record) => !record.success) : records;
     const last = Math.max(0, Math.ceil(wanted.length / PAGE) - 1);
@@ -177,7 +192,8 @@ export class Records {
     if (!PICTURE.test(name)) return h("a", { href, download: name, class: "file" }, name);
     // The server checks what it is; other files are sent as downloads, which an image element does not show.
     const picture = h("img", { src: href, alt: name, loading: "lazy", width: "96", height: "72" });
-    const open = h("button", { type: "button", class: "picture", "aria-label": `Open ${name}` }, picture);
+    const words = `Open ${name} of record ${record.index}`;
+    const open = h("button", { type: "button", class: "picture", "aria-label": words }, picture);
     picture.addEventListener("error", () => {
       open.replaceWith(h("a", { href, download: name, class: "file" }, name));
     });
@@ -199,7 +215,7 @@ export class Records {
   pager(last) {
     const go = (by) => () => {
       this.page += by;
-      this.showTable();
+      this.turn();
     };
     const back = { type: "button", onclick: go(-1), disabled: this.page === 0 };
     const on = { type: "button", onclick: go(1), disabled: this.page >= last };

@@ -1,6 +1,6 @@
 // The tables in which a results task has written a batch: all of its rows, a page at a time.
 
-import { ask, count, h, valueText } from "./dom.js";
+import { ask, count, h, redraw, valueText } from "./dom.js";
 import { longText } from "./parts.js";
 
 const NAMES = { table: "Scored table", rejects: "Rejects" };
@@ -49,13 +49,15 @@ class StoredTable {
       page = await ask(`${this.path}/tables/${this.table.name}?offset=${offset}`);
     } catch (problem) {
       const retry = { type: "button", onclick: () => this.load(offset) };
-      this.rows.replaceChildren(
-        h("p", { class: "problem", role: "alert" }, problem.message),
-        h("button", retry, "Read again"),
+      redraw(this.rows, () =>
+        this.rows.replaceChildren(
+          h("p", { class: "problem", role: "alert" }, problem.message),
+          h("button", retry, "Read again"),
+        ),
       );
       return;
     }
-    this.show(page);
+    redraw(this.rows, () => this.show(page));
   }
 
   show({ columns, rows, offset, total, page_size: size, hidden_columns: hidden }) {

@@ -9,6 +9,7 @@ import {
   h,
   isBeingScored,
   percent,
+  redraw,
   repeat,
   setText,
   tableName,
@@ -137,9 +138,10 @@ function showShards(task, table, shards) {
   parts.back.disabled = offset === 0;
   parts.on.disabled = last >= table.planned.shards;
   const rows = shards.map((shard) => row(task, table, shard));
-  // Replaced only where something changed, so that focus and selection are not lost.
+  // Replaced only where something changed, so that a selection is not lost.
   const wanted = rows.map((each) => each.outerHTML).join("");
-  if (parts.body.innerHTML !== wanted) parts.body.replaceChildren(...rows);
+  if (parts.body.innerHTML === wanted) return;
+  redraw(parts.body, () => parts.body.replaceChildren(...rows));
 }
 
 function row(task, table, shard) {
