@@ -83,6 +83,7 @@ class AirflowProcesses:
     :param dags: the folder of its Dags
     :param database: SQLAlchemy address; SQLite in ``home`` by default
     :param executor: of the scheduler
+    :param login: name and password, where not everybody is an admin
     """
 
     def __init__(
@@ -93,7 +94,9 @@ class AirflowProcesses:
         dags: Path = DAGS,
         database: str | None = None,
         executor: str = "LocalExecutor",
+        login: tuple[str, str] | None = None,
     ) -> None:
+        self._login = login
         self.home, self.logs, self._dags_folder = home, home / "processes", dags
         self.logs.mkdir(parents=True)
         # The other processes are told the API server's address before it listens.
@@ -286,8 +289,7 @@ class AirflowProcesses:
         its database has an error: what was asked has not been done, and is asked for again.
         """
         if "Authorization" not in self._session.headers:
-            token = self._session.get(f"{self.url}/auth/token", timeout=60).json()
-            self._session.headers["Authorization"] = f"Bearer {token['access_token']}"
+            self._session.headers["Authorization"] = f"Bearer {self._token()}"
         for _ in range(_DATABASE_TRIES):
             reply = self._session.request(
                 method, f"{self.url}/api/v2{path}", json=body, params=params, timeout=60
@@ -297,6 +299,16 @@ class AirflowProcesses:
             time.sleep(_DATABASE_PAUSE)
         assert reply.ok, f"{method} {path}: {reply.status_code} {reply.text}"
         return reply.json() if reply.content else None
+
+    def _token(self) -> str:
+        address = f"{self.url}/auth/token"
+        if self._login is None:
+            reply = self._session.get(address, timeout=60)
+        else:
+            name, password = self._login
+            named = {"username": name, "password": password}
+            reply = self._session.post(address, json=named, timeout=60)
+        return str(reply.json()["access_token"])
 
     def trigger(self, dag_id: str, **conf: Any) -> Run:
         """Start a run of a Dag."""
