@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -268,9 +270,41 @@ def test_a_batch_that_is_gone_is_judged_by_the_policy(
         run_to_its_end(lambda: sensor_for("never-there", mode, **arguments), context)
 
 
+@contextlib.contextmanager
+def dies_at_its_second_poll(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """The process is interrupted while its second poll is on the wire, if there is one."""
+    over = threading.Event()
+    with scoring_proxy(server.url) as proxy, monkeypatch.context() as through_proxy:
+        connection = connection_to(server).replace(server.url.rpartition(":")[2], str(proxy.port))
+        through_proxy.setenv("AIRFLOW_CONN_MLBATCH_DEFAULT", connection)
+        proxy.hold("GET", "/batch/", "request").forward()
+        second = proxy.hold("GET", "/batch/", "request")
+
+        def kill() -> None:
+            while not second.has_come:
+                if over.wait(0.01):
+                    return
+            os.kill(os.getpid(), signal.SIGINT)
+            second.drop()
+
+        killer = threading.Thread(target=kill, daemon=True)
+        killer.start()
+        try:
+            yield
+        finally:
+            over.set()
+            killer.join()
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_retry_goes_on_with_the_time_of_the_first_attempt(
-    hook: MLBatchHook, context: Any, mode: str
+    hook: MLBatchHook,
+    context: Any,
+    mode: str,
+    server: RunningServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     context["ti"].max_tries = 3
     execution_id = hook.start_batch("slow", "1", {"x": [1], "seconds": [600]})
@@ -278,18 +312,9 @@ def test_a_retry_goes_on_with_the_time_of_the_first_attempt(
 
     def attempt(timeout: float) -> None:
         sensor = sensor_for(execution_id, mode, timeout=timeout, retries=3)
-        real, polls = sensor._status, 0
-
-        def dies_after_one() -> BatchStatus:
-            nonlocal polls
-            polls += 1
-            if polls > 1:
-                raise KeyboardInterrupt
-            return real()
-
-        sensor._status = dies_after_one  # type: ignore[method-assign]
         try:
-            sensor.execute(context)
+            with dies_at_its_second_poll(server, monkeypatch):
+                sensor.execute(context)
         except AirflowSensorTimeout as error:
             late.append(str(error))
         except TaskDeferred as deferred:
