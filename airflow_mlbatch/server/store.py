@@ -290,7 +290,7 @@ class Store:
         return cursor.rowcount > 0
 
     def purge(self) -> bool:
-        """Remove some of the rows that belong to no execution; whether there may be more.
+        """Remove some of the rows that belong to no execution, and the space; whether there may be more.
 
         In steps, so that deleting a large batch does not hold up the results of the others.
         """
@@ -306,9 +306,18 @@ class Store:
                 ),
                 (orphan, _PURGE_ROWS),
             )
-            self._writer.execute(f"PRAGMA incremental_vacuum({_MAX_FREED_PAGES})").fetchall()
+            self._shrink()
             return True
-        return False
+        return self._shrink()
+
+    def _shrink(self) -> bool:
+        """Give some unused pages back to the disk; whether there may be more of them."""
+        (unused,) = self._writer.execute("PRAGMA freelist_count").fetchone()
+        for _ in range(min(unused, _MAX_FREED_PAGES)):
+            # It gives back one page for each of its rows. As they have no columns, the module reads one
+            # of them only, whatever number stands here.
+            self._writer.execute("PRAGMA incremental_vacuum(1)")
+        return bool(unused > _MAX_FREED_PAGES)
 
     def _first_orphan(self, table: _Table) -> int | None:
         """The lowest number in a table that is no execution's; skips from number to number."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,19 @@ def test_blocks_join_where_there_is_no_gap_and_stay_small() -> None:
     blocks = [outcomes(3, b"3"), outcomes(0, b"0", b"1"), outcomes(2, b"2"), outcomes(5, b"5")]
     assert list(merged(blocks)) == [outcomes(0, b"0", b"1", b"2", b"3"), outcomes(5, b"5")]
     assert [one.length for one in merged([outcomes(0, large), outcomes(1, large)])] == [1, 1]
+
+
+def test_the_space_of_what_is_deleted_goes_back_to_the_disk(store: Store, tmp_path: Path) -> None:
+    """Also that of more pages than one step gives back."""
+    number = start(store, 600).number
+    for n in range(600):
+        asyncio.run(
+            store.write(store.add_results, [(number, outcomes(n, b'"%b"' % bytes(65_000)))])
+        )
+    with closing(sqlite3.connect(tmp_path / "mlbatch.sqlite")) as reader:
+        (full,) = reader.execute("PRAGMA page_count").fetchone()
+        asyncio.run(store.write(store.remove_execution, number))
+        while asyncio.run(store.write(store.purge)):
+            pass
+        assert reader.execute("PRAGMA freelist_count").fetchone() == (0,)
+        assert reader.execute("PRAGMA page_count").fetchone()[0] < full / 100
