@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PublishServiceOperator"]
 
-STORE_KEY = "mlbatch_publication"
+STORE_KEY = "mlbatch_published_service"
 
 
 class PublishServiceOperator(BaseOperator):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["STORE_KEY", "Rescoring"]
 
 # Where the id of a batch of failed records is kept until it is deleted, over the attempts of a task.
-STORE_KEY = "mlbatch_rescoring"
+STORE_KEY = "mlbatch_batch_of_failed_records"
 
 
 class Rescoring:

@@ -59,10 +59,10 @@ __all__ = [
     "read_note",
 ]
 
-NOTE_KEY = "mlbatch_batch"
+NOTE_KEY = "mlbatch_started_batch"
 # Names the batch that an attempt is cancelling because its task has ended. It has a key of its own: the
 # next attempt may write its note about the same batch at the same moment.
-_CANCELLING_KEY = "mlbatch_cancelling"
+_CANCELLING_KEY = "mlbatch_batch_being_cancelled"
 OnAmbiguousSubmission = Literal["fail", "resubmit"]
 
 # How long after an intent the server may still be busy taking the request in, so that an execution
@@ -628,7 +628,7 @@ def _listed(execution_ids: Iterable[str]) -> str:
 
 
 def _keys_of_known(note: Mapping[str, Any]) -> list[str]:
-    return [f"{NOTE_KEY}_known_{number}" for number in range(note.get("known_keys", 0))]
+    return [f"mlbatch_executions_before_{number}" for number in range(note.get("known_keys", 0))]
 
 
 def _digests(execution_ids: Iterable[str]) -> str:

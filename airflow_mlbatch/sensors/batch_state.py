@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["BatchStateSensor"]
 
 # Where a retry finds when the first attempt began to wait.
-_STORE_KEY = "mlbatch_waiting"
+_STORE_KEY = "mlbatch_waiting_since"
 # A poll that fails is tried again within the same poke, and not only after a poke_interval of hours.
 _LONGEST_PAUSE = 30.0
 

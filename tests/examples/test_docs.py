@@ -155,6 +155,27 @@ def test_pages_and_examples_share_their_markers() -> None:
         assert 0 < text.index(f"[START {marker}]") < text.index(f"[END {marker}]")
 
 
+def test_entries_of_the_task_state_store_have_the_names_of_the_page() -> None:
+    from airflow_mlbatch.hooks.latest_version import VERSION_KEY
+    from airflow_mlbatch.operators import publish_service, rescoring
+    from airflow_mlbatch.protocol import submission
+    from airflow_mlbatch.sensors import batch_state
+
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `(mlbatch_\w+)`", page, re.MULTILINE)
+    assert sorted(named) == sorted(
+        [
+            submission.NOTE_KEY,
+            *submission._keys_of_known({"known_keys": 1}),
+            submission._CANCELLING_KEY,
+            rescoring.STORE_KEY,
+            batch_state._STORE_KEY,
+            publish_service.STORE_KEY,
+            VERSION_KEY,
+        ]
+    )
+
+
 def test_the_page_of_examples_shows_every_one() -> None:
     page = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
     shown = re.findall(r"literalinclude} \.\./dags_examples/(\w+\.py)", page)

@@ -332,7 +332,7 @@ def test_a_retry_goes_on_with_the_time_of_the_first_attempt(
     attempt(timeout=600)
     attempt(timeout=600)
     assert len(late) == 1
-    assert context["task_state_store"].get("mlbatch_waiting")["max_tries"] == 7
+    assert context["task_state_store"].get("mlbatch_waiting_since")["max_tries"] == 7
     hook.cancel_batch("slow", "1", execution_id)
 
 
