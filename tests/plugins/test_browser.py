@@ -145,6 +145,9 @@ def test_inputs_and_the_written_table(browser: Any, api_server: str, ran: Ran) -
     shows(browser, "120 records, page 1 of 3", "Show its 120 rows", "Show its 12 rows")
     heads = "return [...document.querySelectorAll('th[scope=col]')].map(head => head.textContent)"
     eventually(lambda: browser.execute_script(heads)[:3] == ["Index", "x", "y"], "inputs are shown")
+    # Above numbers that stand on the right.
+    on_the_right = heads.replace("th[scope=col]", "th[scope=col].number")
+    assert browser.execute_script(on_the_right) == ["Index", "x", "y"]
     browser.find_element("css selector", "#only-failed").click()
     shows(browser, "12 failed records", "x is negative: -1")
     click(browser, "Show its 120 rows")

@@ -8,6 +8,7 @@ import {
   count,
   duration,
   h,
+  headings,
   isBeingScored,
   percent,
   rate,
@@ -37,6 +38,7 @@ const HEADS = [
   "Submitted",
   "Duration",
 ];
+const NUMBERS = new Set(["Done", "Failed", "Total", "Rate", "Time left", "Duration"]);
 
 const page = document.getElementById("page");
 const chosen = { dag_id: "", service: "", state: "", offset: 0 };
@@ -65,7 +67,7 @@ page.replaceChildren(
       "table",
       {},
       caption,
-      h("thead", {}, h("tr", {}, ...HEADS.map((head) => h("th", { scope: "col" }, head)))),
+      headings(HEADS, (name) => NUMBERS.has(name)),
       body,
     ),
   ),

@@ -25,6 +25,20 @@ function fill(element, attributes, children) {
   return element;
 }
 
+/** The headings of a table. That of a column of numbers stands above the numbers. */
+export function headings(names, isNumeric) {
+  const head = (name, place) =>
+    h("th", { scope: "col", class: isNumeric(name, place) ? "number" : null }, name);
+  return h("thead", {}, h("tr", {}, ...names.map(head)));
+}
+
+/** A table of values that does not change. */
+export function valueTable(caption, names, rows) {
+  const isNumeric = (_, place) => rows.some((row) => row.cells[place]?.classList.contains("number"));
+  const heads = headings(names, isNumeric);
+  return h("table", {}, h("caption", {}, caption), heads, h("tbody", {}, ...rows));
+}
+
 /** Changes a text only where it differs, so that a screen reader and a selection are left alone. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;

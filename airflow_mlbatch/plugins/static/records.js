@@ -1,6 +1,6 @@
 // The records that were read: a table in pages, a filter, and what their outputs look like.
 
-import { NONE, ask, count, h, redraw, setText, valueText } from "./dom.js";
+import { NONE, ask, count, h, redraw, setText, valueTable, valueText } from "./dom.js";
 import { counts, histogram } from "./chart.js";
 import { longText } from "./parts.js";
 import { StoredTables } from "./stored.js";
@@ -126,17 +126,7 @@ export class Records {
     const caption = `${count(wanted.length)} ${what}, page ${this.page + 1} of ${last + 1}`;
     const region = { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of records" };
     this.table.replaceChildren(
-      h(
-        "div",
-        region,
-        h(
-          "table",
-          {},
-          h("caption", {}, caption),
-          h("thead", {}, h("tr", {}, ...heads.map((head) => h("th", { scope: "col" }, head)))),
-          h("tbody", {}, ...shown.map((record) => this.row(record, names))),
-        ),
-      ),
+      h("div", region, valueTable(caption, heads, shown.map((record) => this.row(record, names)))),
       this.pager(last),
     );
     this.readInputs(shown);

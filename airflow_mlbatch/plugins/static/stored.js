@@ -1,6 +1,6 @@
 // The tables in which a results task has written a batch: all of its rows, a page at a time.
 
-import { ask, count, h, redraw, valueText } from "./dom.js";
+import { ask, count, h, redraw, valueTable, valueText } from "./dom.js";
 import { longText } from "./parts.js";
 
 const NAMES = { table: "Scored table", rejects: "Rejects" };
@@ -68,19 +68,9 @@ class StoredTable {
     const region = { class: "scroll", tabindex: "0", role: "region", "aria-label": `Rows of ${name}` };
     const cell = (value) =>
       h("td", { class: typeof value === "number" ? "number" : "" }, longText(valueText(value)));
-    const heads = columns.map((column) => h("th", { scope: "col" }, column));
+    const lines = rows.map((row) => h("tr", {}, ...row.map(cell)));
     this.rows.replaceChildren(
-      h(
-        "div",
-        region,
-        h(
-          "table",
-          {},
-          h("caption", {}, caption),
-          h("thead", {}, h("tr", {}, ...heads)),
-          h("tbody", {}, ...rows.map((row) => h("tr", {}, ...row.map(cell)))),
-        ),
-      ),
+      h("div", region, valueTable(caption, columns, lines)),
       this.pager(offset, size, last, total),
     );
   }

@@ -7,6 +7,7 @@ import {
   badge,
   count,
   h,
+  headings,
   isBeingScored,
   percent,
   redraw,
@@ -20,6 +21,7 @@ import {
 // The page's own address names the table: what it asks for lies below it.
 const PATH = location.pathname.slice(new URL(document.baseURI).pathname.length).replace(/\/$/, "");
 const HEADS = ["Shard", "First row", "Rows", "State", "Scoring", "Writing", "Rows written", "Failed"];
+const NUMBERS = new Set(["First row", "Rows", "Rows written", "Failed"]);
 
 const page = document.getElementById("page");
 const parts = build();
@@ -60,7 +62,7 @@ function build() {
     ["Parts", found.written],
   ].map(([name, dd]) => h("div", {}, h("dt", {}, name), dd));
   const region = { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of shards" };
-  const heads = HEADS.map((head) => h("th", { scope: "col" }, head));
+  const heads = headings(HEADS, (name) => NUMBERS.has(name));
   page.replaceChildren(
     h("nav", { "aria-label": "Breadcrumb" }, h("a", { href: "./" }, "Batches"), " / ", found.where),
     h("div", { class: "head" }, found.title),
@@ -74,7 +76,7 @@ function build() {
     ),
     found.facts,
     h("h2", {}, "Shards"),
-    h("div", region, h("table", {}, found.caption, h("thead", {}, h("tr", {}, ...heads)), found.body)),
+    h("div", region, h("table", {}, found.caption, heads, found.body)),
     h("div", { class: "pager" }, found.back, found.on),
   );
   return found;
