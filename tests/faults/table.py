@@ -34,7 +34,7 @@ from airflow_mlbatch.errors import (
 )
 from airflow_mlbatch.protocol.flows import Flows, Policy
 from airflow_mlbatch.protocol.messages import Flow
-from airflow_mlbatch.protocol.publications import Publication
+from airflow_mlbatch.protocol.publications import Publication, Published
 from airflow_mlbatch.protocol.services import Parameter
 from tests.faults.server import Act, Answer, HangUp, Reset, Silence, as_json
 from tests.faults.talk import START
@@ -164,7 +164,7 @@ SCENES: Mapping[Path, Scene] = {
         f"/services/{SERVICE}/{VERSION}",
         lambda flows: flows.publish_service(SERVICE, VERSION, PUBLICATION, {}),
         as_json(VERSION, 201),
-        False,
+        Published.NEW,
     ),
 }
 READING = (Path.CALL, Path.POLL, Path.RESULTS, Path.ARTIFACT)
