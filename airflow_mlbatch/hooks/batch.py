@@ -224,11 +224,11 @@ class Batch:
 
     def _looked_at(self) -> tuple[BatchStatus, list[dict[str, Any]]]:
         flows = self.hook.flows.beside(_QUICK)
-        service = self.hook.get_service(self.service_name, self.service_version)
         status = self.hook.run(flows.get_batch_status(*self._named))
         if not status.state.is_success:
             # Before its end the places of its results are not known.
             return status, []
+        service = self.hook.run(flows.get_service(self.service_name, self.service_version))
         beginning = self.hook.run(
             flows.read_first_results(*self._named, service.outputs, _SHOWN_BYTES)
         )

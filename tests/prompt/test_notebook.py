@@ -13,6 +13,8 @@ from nbclient import NotebookClient
 
 from airflow_mlbatch.errors import BatchError, BatchTimeoutError, DatasetError
 from airflow_mlbatch.hooks import Batch, MLBatchHook
+from airflow_mlbatch.hooks.timing import Timing
+from tests.faults.server import closed_port
 from tests.patience import PATIENCE, wait_until
 from tests.server_process import RunningServer
 
@@ -79,8 +81,14 @@ def test_a_batch_that_is_gone_displays_that(hook: MLBatchHook) -> None:
     assert batch.cancel()
     assert not batch.cancel()
     assert "problem" in batch._repr_html_()
-    nowhere = MLBatchHook.at("http://127.0.0.1:9", "admin", "password")
-    assert "problem" in nowhere.batch("double", "1", "x")._repr_html_()
+
+
+def test_a_cell_does_not_wait_for_a_server_that_is_away() -> None:
+    nowhere = MLBatchHook.at(f"http://127.0.0.1:{closed_port()}", "admin", "password")
+    pauses: list[float] = []
+    nowhere.timing = Timing(sleep=pauses.append)
+    assert "connection refused" in nowhere.batch("double", "1", "x")._repr_html_()
+    assert pauses == []
 
 
 def test_a_running_batch(
