@@ -105,6 +105,9 @@ class RProgram:
         )
         os.close(their_requests)
         os.close(theirs)
+        # Made once, and not for each record.
+        self._incoming = selectors.DefaultSelector()
+        self._incoming.register(self._replies, selectors.EVENT_READ)
 
     def _say(self, message: Any) -> None:
         content = msgspec.json.encode(message)
@@ -123,18 +126,16 @@ class RProgram:
         :raises InputError: R is dead; with its last words
         """
         content = bytearray()
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._replies, selectors.EVENT_READ)
-            while len(content) < size:
-                # What R has started may hold the pipe open after its death.
-                is_over = self._process.poll() is not None
-                piece = b""
-                if selector.select(0 if is_over else _LOOK_SECONDS):
-                    piece = os.read(self._replies, size - len(content))
-                    is_over = not piece
-                if is_over and not piece:
-                    raise InputError(self._how_it_died())
-                content += piece
+        while len(content) < size:
+            piece = b""
+            if self._incoming.select(_LOOK_SECONDS):
+                piece = os.read(self._replies, size - len(content))
+            elif self._process.poll() is None or self._incoming.select(0):
+                continue
+            # Without a piece R is dead. What it has started may hold the pipe open after its death.
+            if not piece:
+                raise InputError(self._how_it_died())
+            content += piece
         return bytes(content)
 
     def _how_it_died(self) -> str:
