@@ -17,11 +17,14 @@ options(warn = 1, bitmapType = "cairo", digits.secs = 6)
   arguments <- commandArgs(trailingOnly = TRUE)
   requests <- file(arguments[[1]], open = "rb", raw = TRUE)
   replies <- file(arguments[[2]], open = "wb", raw = TRUE)
+  # Looked up once, and not for each record.
+  parse_json <- jsonlite::parse_json
+  close_devices <- grDevices::graphics.off
 
   hear <- function() {
     size <- readBin(requests, "integer", n = 1L, size = 4L, endian = "big")
     if (length(size) == 0L) return(NULL)
-    pieces <- raw(0)
+    pieces <- readBin(requests, "raw", n = size)
     while (length(pieces) < size) {
       piece <- readBin(requests, "raw", n = size - length(pieces))
       if (length(piece) == 0L) return(NULL)
@@ -29,13 +32,13 @@ options(warn = 1, bitmapType = "cairo", digits.secs = 6)
     }
     text <- rawToChar(pieces)
     Encoding(text) <- "UTF-8"
-    jsonlite::fromJSON(text, simplifyVector = FALSE)
+    parse_json(text)
   }
 
   say <- function(text) {
     content <- charToRaw(enc2utf8(text))
-    writeBin(length(content), replies, size = 4L, endian = "big")
-    writeBin(content, replies)
+    size <- writeBin(length(content), raw(), size = 4L, endian = "big")
+    writeBin(c(size, content), replies)
     flush(replies)
   }
 
@@ -151,7 +154,9 @@ options(warn = 1, bitmapType = "cairo", digits.secs = 6)
   # What R says itself: "Error in log(-1) : ..." as on its console.
   tried <- function(expression) {
     outcome <- try(expression, silent = TRUE)
-    if (inherits(outcome, "try-error")) list(error = trimws(as.character(outcome))) else list()
+    if (!inherits(outcome, "try-error")) return(list())
+    reason <- conditionMessage(attr(outcome, "condition"))
+    list(error = trimws(as.character(outcome)), reason = reason)
   }
 
   load_object <- function(name, path) {
@@ -205,39 +210,41 @@ options(warn = 1, bitmapType = "cairo", digits.secs = 6)
       restore()
       each <- init
     }
-    grDevices::graphics.off()
+    close_devices()
     before <<- as.list(globalenv(), all.names = TRUE)
     say("{\"problem\":\"\"}")
+    labels <- paste0(vapply(output_names, quoted, character(1)), ":")
     while (!is.null(record <- hear())) {
       setwd(record$folder)
-      answer <- "{}"
+      pairs <- character(0)
+      writing <- NULL
       outcome <- tried({
         for (place in seq_along(input_names)) {
-          name <- input_names[[place]]
           value <- as_input(input_types[[place]], record$values[[place]])
-          assign(name, value, envir = globalenv())
+          assign(input_names[[place]], value, envir = globalenv())
         }
         run(each)
         run(code)
-        found <- vapply(output_names, exists, logical(1), envir = globalenv(), inherits = FALSE)
-        pairs <- vapply(seq_along(output_names)[found], function(place) {
-          name <- output_names[[place]]
-          value <- tryCatch(
-            as_output(output_types[[place]], get(name, envir = globalenv())),
-            error = function(error) {
-              stop("output '", name, "': ", conditionMessage(error), call. = FALSE)
-            }
-          )
-          paste0(quoted(name), ":", value)
-        }, character(1))
-        answer <- paste0("{", paste(pairs, collapse = ","), "}")
+        for (place in seq_along(output_names)) {
+          writing <- output_names[[place]]
+          if (!exists(writing, envir = globalenv(), inherits = FALSE)) next
+          value <- as_output(output_types[[place]], get(writing, envir = globalenv()))
+          pairs <- c(pairs, paste0(labels[[place]], value))
+        }
       })
-      grDevices::graphics.off()
+      error <- outcome$error
+      if (!is.null(error)) {
+        pairs <- character(0)
+        # What is wrong with an output is said about it, and not about a function of this file.
+        if (!is.null(writing)) error <- paste0("Error : output '", writing, "': ", outcome$reason)
+      }
+      close_devices()
       restore()
       setwd(program$home)
       flush(stdout())
-      error <- if (is.null(outcome$error)) "" else outcome$error
-      say(paste0("{\"problem\":", quoted(error), ",\"outputs\":", answer, "}"))
+      problem <- if (is.null(error)) "\"\"" else quoted(error)
+      outputs <- paste0("{", paste(pairs, collapse = ","), "}")
+      say(paste0("{\"problem\":", problem, ",\"outputs\":", outputs, "}"))
     }
   }
 
