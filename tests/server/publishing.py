@@ -11,12 +11,19 @@ import requests
 
 from tests.server.api import Api
 
-__all__ = ["Publisher", "definitions"]
+__all__ = ["NUMBER", "Publisher", "definitions"]
 
 
 def definitions(**types: str) -> list[dict[str, str]]:
     """Declared inputs or outputs, in order."""
     return [{"name": name, "type": kind} for name, kind in types.items()]
+
+
+# What a service declares that makes a number of a number.
+NUMBER: dict[str, Any] = {
+    "inputParameterDefinitions": definitions(x="numeric"),
+    "outputParameterDefinitions": definitions(y="numeric"),
+}
 
 
 class Publisher(Api):

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -19,7 +18,7 @@ from tests.certificates import Papers
 from tests.patience import wait_until
 from tests.ports import ReservedPort
 from tests.server.processes import assert_gone
-from tests.server.publishing import Publisher, definitions
+from tests.server.publishing import NUMBER, Publisher
 from tests.server_process import running_server
 
 pytest.importorskip("distributed", reason="distributed is not installed (extra: dask)")
@@ -27,10 +26,6 @@ pytest.importorskip("distributed", reason="distributed is not installed (extra: 
 from tests.server.dask_cluster import SERVICES, Place, dask_worker_of, records, running_place
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE: dict[str, Any] = {
-    "inputParameterDefinitions": definitions(x="numeric"),
-    "outputParameterDefinitions": definitions(y="numeric"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +107,7 @@ def test_a_published_service_reaches_the_workers_in_each_of_its_forms(place: Pla
     for factor, is_update in ((2.0, False), (5.0, True)):
         reply = place.api.publish(
             "scaled", "1", "y = x * model['factor']", {"model": {"factor": factor}},
-            is_update=is_update, **CODE,
+            is_update=is_update, **NUMBER,
         )  # fmt: skip
         assert reply.status_code in (200, 201), reply.text
         results = place.api.score("scaled", [{"x": x} for x in range(8)])

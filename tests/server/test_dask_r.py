@@ -14,7 +14,7 @@ import pytest
 from tests.certificates import Papers
 from tests.patience import wait_until
 from tests.server.processes import assert_gone
-from tests.server.publishing import definitions
+from tests.server.publishing import NUMBER
 from tests.server.test_r_services import GUIDE, GUIDE_SERVICE, needs_r, r
 
 pytest.importorskip("distributed", reason="distributed is not installed (extra: dask)")
@@ -22,10 +22,6 @@ pytest.importorskip("distributed", reason="distributed is not installed (extra: 
 from tests.server.dask_cluster import Place, running_place
 
 pytestmark = needs_r
-NUMBER: dict[str, Any] = {
-    "inputParameterDefinitions": definitions(x="numeric"),
-    "outputParameterDefinitions": definitions(y="numeric"),
-}
 
 
 @pytest.fixture(scope="module")

@@ -21,13 +21,9 @@ from airflow_mlbatch.protocol.routes import NOT_OFFERED
 from tests.patience import wait_until
 from tests.server.api import Api
 from tests.server.conftest import SERVICES
-from tests.server.publishing import Publisher, definitions
+from tests.server.publishing import NUMBER, Publisher, definitions
 from tests.server_process import RunningServer, running_server
 
-NUMBER: dict[str, Any] = {
-    "inputParameterDefinitions": definitions(x="numeric"),
-    "outputParameterDefinitions": definitions(y="numeric"),
-}
 PATIENCE_SECONDS = 60
 
 

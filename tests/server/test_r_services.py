@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.patience import wait_until
-from tests.server.publishing import Publisher, definitions
+from tests.server.publishing import NUMBER, Publisher, definitions
 from tests.server_process import RunningServer, running_server
 
 
@@ -51,10 +51,6 @@ GUIDE_SERVICE: dict[str, Any] = {
     "inputParameterDefinitions": definitions(hp="numeric", wt="numeric"),
     "outputParameterDefinitions": definitions(answer="numeric"),
     "outputFileNames": ["Histogram.png"],
-}
-NUMBER: dict[str, Any] = {
-    "inputParameterDefinitions": definitions(x="numeric"),
-    "outputParameterDefinitions": definitions(y="numeric"),
 }
 
 
