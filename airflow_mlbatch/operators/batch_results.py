@@ -376,12 +376,12 @@ class BatchResultsOperator(ResultsLineage, BatchTask, BaseOperator):
         """Say what is in place, also to Airflow where it is an asset; the XCom."""
         from dataclasses import asdict
 
-        told = destination.publish(table, origin_of(self, self.hook.url), attempt_of(context))
+        manifest = destination.publish(table, origin_of(self, self.hook.url), attempt_of(context))
         if self.has_outlet:
             extra = {**asdict(table.counts), "execution_id": self.execution_id or ""}
             emit(context, self.outlets, str(self.output_path), extra)
-        self._written = told
-        return told
+        self._written = manifest
+        return manifest
 
 
 def attempt_of(context: Context) -> str:

@@ -499,22 +499,22 @@ class BatchScoreOperator(ScoreLineage, BatchTask, BaseOperator):
 
     def _give_up(self, error: BatchTimeoutError, limited_by: str) -> None:
         assert self.execution_id is not None
-        told = "the batch was cancelled"
+        outcome = "the batch was cancelled"
         # execution_timeout ends as on a worker, where Airflow calls on_kill() then.
         is_ended = self.cancel_on_timeout if limited_by == "timeout" else self.cancel_on_kill
         if not is_ended:
-            told = "the batch goes on"
-            self.log.warning("execution %s: %s", self.execution_id, told)
+            outcome = "the batch goes on"
+            self.log.warning("execution %s: %s", self.execution_id, outcome)
         else:
             try:
                 self.hook.cancel_batch(self.service_name, self.service_version, self.execution_id)
             except MLBatchError as problem:
                 # A server that is gone at the deadline must not hide that the deadline has passed.
-                told = f"the batch could not be cancelled: {problem}"
-                self.log.warning("execution %s: %s", self.execution_id, told)
+                outcome = f"the batch could not be cancelled: {problem}"
+                self.log.warning("execution %s: %s", self.execution_id, outcome)
         if limited_by == "execution_timeout":
             # As when Airflow itself stops a task for its execution_timeout: a retry may try again.
-            raise AirflowException(f"execution_timeout: {error}; {told}") from error
+            raise AirflowException(f"execution_timeout: {error}; {outcome}") from error
 
     # --- what became of it -----------------------------------------------------------------------
 

@@ -96,9 +96,9 @@ def summarised(context: Context, operator: Any) -> Iterator[BatchSummary]:
         if operator.linked_execution_id:
             page = _push(context, operator, summary)
             if isinstance(error, BatchError):
-                told = f"{error}; service {operator.service_name!r}, version "
-                told += f"{str(operator.service_version)!r}" + (f", see {page}" if page else "")
-                error.args = (told, *error.args[1:])
+                text = f"{error}; service {operator.service_name!r}, version "
+                text += f"{str(operator.service_version)!r}" + (f", see {page}" if page else "")
+                error.args = (text, *error.args[1:])
         raise
     if operator.linked_execution_id:
         _push(context, operator, summary)

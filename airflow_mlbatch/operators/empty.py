@@ -28,9 +28,9 @@ def judge_empty(on_empty: OnEmpty, where: Any) -> str:
     :raises AirflowSkipException: the author wants the task skipped
     :raises AirflowFailException: the author wants it to fail
     """
-    told = f"there are no records to score in {where}"
+    message = f"there are no records to score in {where}"
     if on_empty == "skip":
-        raise AirflowSkipException(told)
+        raise AirflowSkipException(message)
     if on_empty == "fail":
-        raise AirflowFailException(told)
-    return told
+        raise AirflowFailException(message)
+    return message

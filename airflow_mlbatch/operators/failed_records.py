@@ -93,9 +93,9 @@ def judge_count(task: BatchScoreOperator, summary: BatchSummary, found: FailureC
             # A retry would take over this batch and read the same results.
             error.is_permanent = True
             raise
-    told = f"{found.failed:,} of {found.seen:,} records failed"
+    message = f"{found.failed:,} of {found.seen:,} records failed"
     if not found.failed:
-        task.log.info("execution %s: %s", execution_id, told)
+        task.log.info("execution %s: %s", execution_id, message)
         return
-    told += "; the first: " if found.failed > len(failures) else ": "
-    task.log.warning("execution %s: %s", execution_id, told + "; ".join(map(str, failures)))
+    message += "; the first: " if found.failed > len(failures) else ": "
+    task.log.warning("execution %s: %s", execution_id, message + "; ".join(map(str, failures)))

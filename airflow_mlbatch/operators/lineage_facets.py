@@ -229,9 +229,9 @@ class Origin:
     def _from_inputs(self) -> list[InputField]:
         if self.source is None or self.service is None:
             return []
-        told = f"scored by {self.service.name}, version {self.service.version}"
+        description = f"scored by {self.service.name}, version {self.service.version}"
         columns = [self.source.mapped.get(each.name, each.name) for each in self.service.inputs]
-        return [self.source.column(name, "TRANSFORMATION", told) for name in columns]
+        return [self.source.column(name, "TRANSFORMATION", description) for name in columns]
 
     def _output_of(self, name: str) -> str | None:
         """The output that a column holds; ``None`` for one that was kept."""

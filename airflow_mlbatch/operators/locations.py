@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow_mlbatch.hooks.locations import location
 
-__all__ = ["comparable", "location", "paths_told"]
+__all__ = ["comparable", "location", "path_texts"]
 
 
 def comparable(path: Any) -> str:
@@ -17,6 +17,6 @@ def comparable(path: Any) -> str:
     return f"{scheme}{mark}{posixpath.normpath(key)}" if mark else os.path.abspath(key)
 
 
-def paths_told(**paths: Any) -> dict[str, str | None]:
+def path_texts(**paths: Any) -> dict[str, str | None]:
     """Paths as a manifest holds them: text, also where the author gave a path object."""
     return {name: None if path is None else str(path) for name, path in paths.items()}

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlbatch.errors import InputError
-from airflow_mlbatch.operators.locations import comparable, location, paths_told
+from airflow_mlbatch.operators.locations import comparable, location, path_texts
 from airflow_mlbatch.operators.rendered import (
     as_columns,
     as_kept_columns,
@@ -113,7 +113,7 @@ def single_table(task: Any) -> SingleTable | None:
         location(task.output_path, task.output_conn_id),
         task.format,
         _rejects(task),
-        paths_told(output_path=task.output_path, rejects_path=task.rejects_path),
+        path_texts(output_path=task.output_path, rejects_path=task.rejects_path),
     )
 
 

@@ -20,7 +20,7 @@ from airflow_mlbatch.operators.assets import emit, with_outlet
 from airflow_mlbatch.operators.batch_results import BatchResultsOperator, attempt_of
 from airflow_mlbatch.operators.empty import OnEmpty, check_on_empty, judge_empty
 from airflow_mlbatch.operators.lineage import CommitLineage
-from airflow_mlbatch.operators.locations import comparable, location, paths_told
+from airflow_mlbatch.operators.locations import comparable, location, path_texts
 from airflow_mlbatch.operators.places import dataset_part, input_table, origin_of
 from airflow_mlbatch.operators.rendered import as_whole_number
 
@@ -376,7 +376,7 @@ class DatasetCommitOperator(CommitLineage, BaseOperator):
                 origin_of(self, hook.url),
                 schema=None if plan else self._empty_schema(hook),
                 format=self.format,
-                extra=paths_told(output_path=self.output_path, rejects_path=self.rejects_path),
+                extra=path_texts(output_path=self.output_path, rejects_path=self.rejects_path),
                 attempt=attempt_of(context),
             )
         self._written = manifest

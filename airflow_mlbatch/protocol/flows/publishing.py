@@ -65,7 +65,7 @@ class PublishingFlows(ServiceFlows):
         there = yield from self._published(service_name, service_version)
         exists = there is not None
         if there is not None and not overwrite:
-            is_same = _is_told_of(there, publication)
+            is_same = _is_same(there, publication)
             if is_same and not objects and not there.snapshot_id:
                 return Published.FOUND
             raise _exists(service_name, service_version, is_same=is_same)
@@ -246,7 +246,7 @@ def _is_of(service: Service, publication: Publication) -> bool:
     return service.code == publication.code
 
 
-def _is_told_of(service: Service, publication: Publication) -> bool:
+def _is_same(service: Service, publication: Publication) -> bool:
     """Whether a service is what would be published, as far as its whole description says."""
     wanted = _complete(publication)
     return (
@@ -262,9 +262,9 @@ def _is_told_of(service: Service, publication: Publication) -> bool:
 def _exists(
     service_name: str, service_version: str, *, is_same: bool = False
 ) -> ServiceExistsError:
-    told = " with the same code, but its objects cannot be compared" if is_same else ""
+    remark = " with the same code, but its objects cannot be compared" if is_same else ""
     return ServiceExistsError(
-        f"service {service_name!r} version {service_version!r} is published already{told}: publish "
+        f"service {service_name!r} version {service_version!r} is published already{remark}: publish "
         "another version, or say that it is to be overwritten",
         _CONFLICT,
     )
